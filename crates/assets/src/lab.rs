@@ -1,0 +1,506 @@
+//! The lab: a Linux with a working `/dev/kvm`, on a machine that has none.
+//!
+//! ```text
+//! host ── qemu (emulates a CPU with AMD SVM) ── Debian kernel, kvm_amd ── /dev/kvm ── Firecracker ── guest
+//!           host's / ── 9p, read-only ── overlay with tmpfs = the lab's /
+//!           share ───── 9p, read-write ─ the same path inside
+//!           console ─── pipe ─────────── stdout, without the boot noise
+//! ```
+//!
+//! It proves behaviour; its timings mean nothing. `docs/lab.md` tells how to use it.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::cache::Built;
+use crate::command::shell_quoted;
+use crate::event::Event;
+use crate::guest::{BUSYBOX_PACKAGE, initrd, recipe, vmlinuz};
+use crate::modules::ModuleTree;
+use crate::{Assets, create_directory};
+
+const SET: &str = "lab";
+const INIT: &str = include_str!("lab-init.sh");
+/// To be raised when this file makes other contents from the same parts.
+const BUILDER: &str = "1";
+/// Debian's kernel for all machines: the one for virtual machines has no 9p.
+const KERNEL_PACKAGE: &str = "linux-image-amd64";
+const QEMU: &str = "qemu-system-x86_64";
+/// `lab-init.sh` prints it when all that follows is the command's.
+const READY: &[u8] = b"rekindle-lab: ready";
+/// What qemu itself has to say, in the directory of the run.
+const QEMU_LOG: &str = "qemu.log";
+/// The most of a failed boot's output that an error quotes.
+const QUOTED: usize = 2000;
+
+/// Loaded before the command runs.
+const LOADED: [&str; 7] = [
+    "virtio_pci",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "kvm_amd",
+    "tun",
+    "virtio_rng",
+];
+
+/// At hand for when the kernel asks for them, in kernels that have them.
+const OFFERED: [&str; 27] = [
+    "bridge",
+    "crc32c_generic",
+    "crc32c_intel",
+    "dm_mod",
+    "dm_snapshot",
+    "dummy",
+    "ext4",
+    "loop",
+    "macvlan",
+    "nbd",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_nat",
+    "nf_tables",
+    "nfnetlink",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_masq",
+    "nft_nat",
+    "nft_redir",
+    "nft_reject_inet",
+    "squashfs",
+    "veth",
+    "vsock_loopback",
+    "zram",
+];
+
+/// What it takes to start the lab.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lab {
+    /// Debian's kernel, as qemu boots it.
+    pub kernel: PathBuf,
+    /// The initrd whose init makes the lab.
+    pub initrd: PathBuf,
+    /// The program.
+    pub qemu: PathBuf,
+}
+
+/// How to run a command in the lab.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// CPUs of the lab.
+    pub cpus: u32,
+    /// Its memory, in MiB; what is written outside the share comes out of it.
+    pub memory_mib: u32,
+    /// A directory that is writable inside, at the same path; made if it is not there.
+    pub share: PathBuf,
+    /// Where the command runs.
+    pub directory: PathBuf,
+    /// The command's environment, beside `PATH`, `HOME` and `TERM`.
+    pub environment: Vec<(String, String)>,
+    /// Ends the lab, command and all, after that time.
+    pub timeout: Option<Duration>,
+}
+
+/// How a command in the lab ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// By itself, with this status as a shell tells it.
+    Exited(i32),
+    /// Not in time, so the lab was ended.
+    TimedOut,
+}
+
+impl Assets {
+    /// The lab's kernel and initrd, and qemu, which is installed if it is not.
+    ///
+    /// # Errors
+    /// When apt cannot install or download the packages.
+    pub fn lab(&self) -> Result<Lab> {
+        self.ensure_installed(
+            &["qemu-system-x86"],
+            "the lab is a machine that QEMU emulates",
+        )?;
+        let recipe = recipe(&[BUILDER, KERNEL_PACKAGE, INIT], &[&LOADED, &OFFERED]);
+        let set = self.ensure(SET, recipe, |scratch| self.build_lab(scratch))?;
+        let (kernel, initrd) = (set.path("vmlinuz"), set.path("initrd"));
+        self.announce(&set, "lab kernel", "vmlinuz")?;
+        self.announce(&set, "lab initrd", "initrd")?;
+        Ok(Lab {
+            kernel,
+            initrd,
+            qemu: QEMU.into(),
+        })
+    }
+
+    fn build_lab(&self, scratch: &Path) -> Result<Built> {
+        let linux = self.unpack(KERNEL_PACKAGE)?;
+        let busybox = self.unpack(BUSYBOX_PACKAGE)?;
+        let source = format!("{} and {}", linux.source, busybox.source);
+        self.report(&Event::Building {
+            what: "lab initrd",
+            from: &source,
+        });
+        let tree = ModuleTree::open(linux.path())?;
+        fs::copy(vmlinuz(&linux, &tree)?, scratch.join("vmlinuz"))?;
+        let loaded = tree.closure(&LOADED)?;
+        let offered = OFFERED.iter().copied().filter(|m| tree.has(m));
+        let modules = tree.closure(&LOADED.into_iter().chain(offered).collect::<Vec<_>>())?;
+        fs::write(
+            scratch.join("initrd"),
+            initrd(&busybox, &tree, &modules, &loaded, INIT)?,
+        )?;
+        Ok(Built {
+            source,
+            version: linux.version,
+        })
+    }
+}
+
+impl Lab {
+    /// Runs `argv` in a fresh lab; what it prints goes to `output` as it comes.
+    ///
+    /// When this process has a terminal as its standard input, it is the command's as well.
+    /// The lab ends when this returns, and when this process or the calling thread dies.
+    ///
+    /// # Errors
+    /// When qemu does not start, or the lab ends without the command's status; its last output
+    /// is in the error.
+    pub fn run(
+        &self,
+        argv: &[String],
+        options: &Options,
+        output: &mut dyn Write,
+    ) -> Result<Outcome> {
+        ensure!(!argv.is_empty(), "there is no command to run in the lab");
+        let share = create_directory(std::path::absolute(&options.share)?)?;
+        let run = tempfile::Builder::new().prefix("lab-").tempdir_in(&share)?;
+        fs::write(run.path().join("command"), script(argv, options)?)?;
+        let deadline = options.timeout.map(|t| Instant::now() + t);
+        let mut qemu = Running(
+            self.command(options, &share, run.path())?
+                .spawn()
+                .context("cannot start qemu")?,
+        );
+        let mut console = Console::new(output);
+        let stdout = qemu.0.stdout.take().context("qemu's output is a pipe")?;
+        if copy_until(stdout, &mut console, deadline)? == Copied::OutOfTime {
+            return Ok(Outcome::TimedOut);
+        }
+        let status = qemu.0.wait()?;
+        match fs::read_to_string(run.path().join("status")) {
+            Ok(text) => Ok(Outcome::Exited(
+                text.trim().parse().context("the command's status")?,
+            )),
+            Err(_) => {
+                let log = fs::read(run.path().join(QEMU_LOG)).unwrap_or_default();
+                let said = [console.boot_output(), &log].map(end_of).concat();
+                bail!("the lab ended without the command's status (qemu: {status}){said}")
+            }
+        }
+    }
+
+    fn command(&self, options: &Options, share: &Path, run: &Path) -> Result<Command> {
+        let name = run
+            .file_name()
+            .context("a run has a name")?
+            .to_string_lossy();
+        let share_argument =
+            URL_SAFE.encode(share.to_str().context("the share's path is not UTF-8")?);
+        let mut append = format!(
+            "console=ttyS0 quiet panic=1 rekindle.share={share_argument} rekindle.run={name}"
+        );
+        // From a pipe or a file the emulated terminal would drop what nobody reads in time.
+        let (stdin, chardev) = if io::stdin().is_terminal() {
+            append.push_str(" rekindle.tty=yes");
+            (Stdio::inherit(), "stdio,id=console,signal=off")
+        } else {
+            (Stdio::null(), "stdio,id=console")
+        };
+        // The kernel kills qemu when the thread that started it dies. The shell asks whether that
+        // has happened already, since nothing would be sent then.
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "sh",
+                "-c",
+                r#"[ "$PPID" = "$0" ] && exec "$@""#,
+            ])
+            .arg(std::process::id().to_string())
+            .arg(&self.qemu)
+            .args([
+                "-machine",
+                "q35",
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "EPYC,+svm,+npt",
+            ])
+            .args([
+                "-m",
+                &options.memory_mib.to_string(),
+                "-smp",
+                &options.cpus.to_string(),
+            ])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-chardev",
+                chardev,
+                "-serial",
+                "chardev:console",
+                "-monitor",
+                "none",
+            ])
+            .args(["-virtfs", &virtfs("host", Path::new("/"), "readonly=on")?])
+            .args(["-virtfs", &virtfs("share", share, "readonly=off")?])
+            .args(["-device", "virtio-rng-pci", "-append", &append])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(&self.initrd)
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            // It warns about each feature of the CPU that it does not emulate; that is of interest
+            // only if nothing works.
+            .stderr(File::create(run.join(QEMU_LOG))?);
+        Ok(command)
+    }
+}
+
+/// A 9p share; qemu takes a comma for a separator unless it is doubled.
+fn virtfs(tag: &str, path: &Path, mode: &str) -> Result<String> {
+    let path = path
+        .to_str()
+        .context("a share's path is not UTF-8")?
+        .replace(',', ",,");
+    Ok(format!(
+        "local,path={path},mount_tag={tag},security_model=none,{mode},multidevs=remap"
+    ))
+}
+
+/// The shell script that runs inside.
+fn script(argv: &[String], options: &Options) -> Result<String> {
+    let directory = options
+        .directory
+        .to_str()
+        .context("the command's directory is not UTF-8")?;
+    let mut script = String::from(
+        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux\n",
+    );
+    for (name, value) in &options.environment {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        ensure!(
+            !name.is_empty() && name.chars().all(plain),
+            "{name:?} is no variable's name"
+        );
+        writeln!(script, "export {name}={}", shell_quoted(value))?;
+    }
+    writeln!(script, "cd {} || exit 125", shell_quoted(directory))?;
+    let words = argv.iter().map(|a| shell_quoted(a)).collect::<Vec<_>>();
+    writeln!(script, "exec {}", words.join(" "))?;
+    Ok(script)
+}
+
+/// A qemu that does not outlive its owner.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail when it has been waited for, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Copied {
+    ToTheEnd,
+    OutOfTime,
+}
+
+/// Copies qemu's output, which ends with qemu.
+fn copy_until(
+    mut from: impl Read + AsFd,
+    to: &mut Console<'_>,
+    deadline: Option<Instant>,
+) -> Result<Copied> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let left = left.map(Timespec::try_from).transpose()?;
+        match poll(&mut [PollFd::new(&from, PollFlags::IN)], left.as_ref()) {
+            Ok(0) => return Ok(Copied::OutOfTime),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match from.read(&mut buffer)? {
+            0 => return Ok(Copied::ToTheEnd),
+            n => to.take(&buffer[..n])?,
+        }
+    }
+}
+
+/// The lab's console: boot noise is kept for an error, the rest is passed on.
+struct Console<'a> {
+    output: &'a mut dyn Write,
+    /// `None` once the command runs.
+    boot: Option<Vec<u8>>,
+}
+
+impl<'a> Console<'a> {
+    fn new(output: &'a mut dyn Write) -> Self {
+        Self {
+            output,
+            boot: Some(Vec::new()),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(boot) = &mut self.boot else {
+            self.output.write_all(bytes)?;
+            return self.output.flush();
+        };
+        boot.extend_from_slice(bytes);
+        let Some(ready) = boot.windows(READY.len()).position(|w| w == READY) else {
+            return Ok(());
+        };
+        let after = ready + READY.len();
+        let Some(end) = boot[after..].iter().position(|b| *b == b'\n') else {
+            return Ok(());
+        };
+        let rest = boot.split_off(after + end + 1);
+        self.boot = None;
+        self.take(&rest)
+    }
+
+    /// What the boot printed, if the command never ran.
+    fn boot_output(&self) -> &[u8] {
+        self.boot.as_deref().unwrap_or_default()
+    }
+}
+
+/// The end of some output, as an error quotes it.
+fn end_of(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&output[output.len().saturating_sub(QUOTED)..]);
+    match text.trim() {
+        "" => String::new(),
+        text => format!("\n{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            cpus: 1,
+            memory_mib: 64,
+            share: "/share".into(),
+            directory: "/".into(),
+            environment: vec![("A".into(), "it's $HOME".into())],
+            timeout: None,
+        }
+    }
+
+    #[test]
+    fn the_script_passes_words_and_environment_as_they_are() {
+        let argv = [
+            "sh",
+            "-c",
+            r#"printf '%s|%s' "$A" "$1""#,
+            "sh",
+            "a 'b' \"c\" \\",
+        ]
+        .map(String::from);
+        let script = script(&argv, &options()).unwrap();
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "it's $HOME|a 'b' \"c\" \\"
+        );
+    }
+
+    #[test]
+    fn a_variable_whose_name_is_shell_is_refused() {
+        let mut options = options();
+        options.environment = vec![("A=1; reboot #".into(), String::new())];
+        assert!(script(&["true".into()], &options).is_err());
+    }
+
+    #[test]
+    fn boot_noise_is_stripped_wherever_the_output_is_cut() {
+        let all = b"SeaBIOS\r\n[ 0.1] noise\r\nrekindle-lab: ready\r\nfirst\nsecond\n";
+        for cut in 0..all.len() {
+            let mut output = Vec::new();
+            let mut console = Console::new(&mut output);
+            console.take(&all[..cut]).unwrap();
+            console.take(&all[cut..]).unwrap();
+            assert_eq!(console.boot_output(), b"");
+            assert_eq!(output, b"first\nsecond\n", "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_boot_that_fails_is_quoted() {
+        let mut output = Vec::new();
+        let mut console = Console::new(&mut output);
+        console
+            .take(b"rekindle-lab: there is no /dev/kvm in here\r\n")
+            .unwrap();
+        let quoted = end_of(console.boot_output());
+        assert_eq!(quoted, "\nrekindle-lab: there is no /dev/kvm in here");
+        assert!(output.is_empty());
+    }
+
+    #[test]
+    fn commas_in_a_path_do_not_end_it() {
+        let argument = virtfs("share", Path::new("/a,readonly=off"), "readonly=on").unwrap();
+        assert!(
+            argument.starts_with("local,path=/a,,readonly=off,mount_tag=share,"),
+            "{argument}"
+        );
+    }
+
+    #[test]
+    fn qemu_is_killed_when_it_runs_out_of_time() {
+        let child = Command::new("sleep")
+            .arg("1000")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let mut running = Running(child);
+        let mut output = Vec::new();
+        let mut console = Console::new(&mut output);
+        let stdout = running.0.stdout.take().unwrap();
+        let deadline = Some(Instant::now() + Duration::from_millis(20));
+        assert_eq!(
+            copy_until(stdout, &mut console, deadline).unwrap(),
+            Copied::OutOfTime
+        );
+        drop(running);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+}

@@ -1,0 +1,346 @@
+//! `rekindle bench restore`.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rekindle_engine::Engine;
+use rekindle_engine::store::Snapshot;
+use rekindle_engine::vm::config::Backend;
+use rekindle_engine::vm::restore::RestoreConfig;
+use rekindle_firecracker::Client;
+use serde::Serialize;
+
+use super::super::{Context, block_on, this_program};
+use super::floor::{self, Raw, Steps, micros};
+use super::memory::{PrivateDirty, private_dirty};
+use super::stats::{Samples, Summary};
+use crate::output;
+
+/// How long a restore takes: our library beside the bare requests and the File backend, and the command as a person calls it
+///
+/// Every round measures each once, in turn, so that what drifts in the machine hits all alike; ratios are
+/// medians of ratios within a round. The floor sends the same requests as fixed bytes on a raw socket. The page
+/// server is started beforehand in both; what our library does before is in its whole call.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// The snapshot to restore, by name or id
+    snapshot: String,
+    /// How many rounds
+    #[arg(long, default_value_t = 50)]
+    rounds: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long a page server may take to be ready.
+const HEAD_START: Duration = Duration::from_millis(20);
+
+#[derive(Default)]
+struct Table {
+    floor: StepSamples,
+    uffd: StepSamples,
+    file: StepSamples,
+    command: Samples,
+    keeper_kib: Samples,
+    monitor_kib: Samples,
+    pager_kib: Samples,
+    client_call: Samples,
+    raw_call: Samples,
+}
+
+#[derive(Default)]
+struct StepSamples {
+    api: Samples,
+    load: Samples,
+    resume: Samples,
+    total: Samples,
+    call: Samples,
+}
+
+#[derive(Serialize)]
+struct Report {
+    rounds: u32,
+    floor: StepSummary,
+    library_uffd: StepSummary,
+    library_file: StepSummary,
+    command: Summary,
+    /// Median of the library's total divided by the floor's.
+    library_over_floor: f64,
+    /// Median of the library's total with the File backend divided by that with UFFD.
+    file_over_uffd: f64,
+    /// Median of the command's time less the library's, in microseconds.
+    command_less_library_us: f64,
+    /// Median `Private_Dirty` of each of our processes right after the restore.
+    keeper_private_dirty_kib: f64,
+    monitor_private_dirty_kib: f64,
+    pager_private_dirty_kib: f64,
+    /// Median of a call through the client less the raw exchange, in microseconds.
+    client_less_raw_us: f64,
+}
+
+#[derive(Serialize)]
+struct StepSummary {
+    api: Summary,
+    load: Summary,
+    resume: Summary,
+    total: Summary,
+    call: Summary,
+}
+
+impl Restore {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        ensure!(self.rounds > 0, "--rounds 0 measures nothing");
+        let engine = context.engine()?;
+        let snapshot = engine.snapshot(&self.snapshot)?;
+        let mut table = Table::default();
+        // One round that is not counted warms caches.
+        for round in 0..=self.rounds {
+            let measured = block_on(one_round(&engine, &snapshot, round))?;
+            if round > 0 {
+                table.add(&measured);
+            }
+        }
+        let report = table.report(self.rounds);
+        if self.json {
+            output::json(&report)
+        } else {
+            report.print()
+        }
+    }
+}
+
+struct Round {
+    floor: Steps,
+    uffd: Steps,
+    file: Steps,
+    command: f64,
+    memory: PrivateDirty,
+    client_call: f64,
+    raw_call: f64,
+}
+
+async fn one_round(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<Round> {
+    let programs = engine.programs();
+    let dir = tempdir(engine)?;
+    let floor = floor::restore(&programs.firecracker, &programs.rekindle, snapshot, &dir);
+    std::fs::remove_dir_all(&dir)?;
+    let uffd = library(engine, snapshot, Backend::Uffd, round).await?;
+    let file = library(engine, snapshot, Backend::File, round).await?;
+    let (command, memory) = person(engine, snapshot, round)?;
+    let (client_call, raw_call) = calls(engine, snapshot, round).await?;
+    Ok(Round {
+        floor: floor?,
+        uffd,
+        file,
+        command,
+        client_call,
+        raw_call,
+        memory,
+    })
+}
+
+fn tempdir(engine: &Engine) -> Result<std::path::PathBuf> {
+    let dir = engine
+        .root()
+        .tmp()
+        .join(format!("bench-{}", std::process::id()));
+    std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// What a program that links the library sees. The page server gets the same head start as the floor's.
+async fn library(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    backend: Backend,
+    round: u32,
+) -> Result<Steps> {
+    let name = format!("bench-{}-{round}", std::process::id()).parse()?;
+    let config = RestoreConfig::new(name).backend(backend);
+    let begun = Instant::now();
+    let prepared = engine.prepare(snapshot, config).await?;
+    let preparing = micros(begun);
+    // Nothing tells that it waits; it takes a tenth of this.
+    std::thread::sleep(HEAD_START);
+    let begun = Instant::now();
+    let vm = prepared.start().await?;
+    let call = preparing + micros(begun);
+    let timings = vm.record().timings;
+    vm.remove().await?;
+    let step = |micros: Option<u64>| {
+        micros.map_or(f64::NAN, |us| u32::try_from(us).map_or(f64::NAN, f64::from))
+    };
+    Ok(Steps {
+        api: step(timings.api_us),
+        load: step(timings.load_us),
+        resume: step(timings.start_us),
+        total: step(timings.spawn_to_guest_us),
+        call,
+    })
+}
+
+/// What a person sees: from the exec of `rekindle restore` to its end, when the guest runs.
+fn person(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<(f64, PrivateDirty)> {
+    let name = format!("bench-{}-{round}", std::process::id());
+    let run = |args: &[&str]| -> Result<()> {
+        let status = Command::new(this_program()?)
+            .args(args)
+            .arg("--root")
+            .arg(engine.root().path())
+            .env("REKINDLE_FIRECRACKER", &engine.programs().firecracker)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(
+            status.success(),
+            "rekindle {} failed: {status}",
+            args.join(" ")
+        );
+        Ok(())
+    };
+    let id = snapshot.id().to_string();
+    let begun = Instant::now();
+    run(&["restore", &id, "--name", &name])?;
+    let took = micros(begun);
+    let memory = private_dirty(engine.root(), &name.parse()?);
+    run(&["rm", "--force", &name])?;
+    Ok((took, memory?))
+}
+
+/// One small call, through the client and as raw bytes, each the median of a hundred on a kept connection.
+async fn calls(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<(f64, f64)> {
+    let name = format!("bench-{}-{round}", std::process::id()).parse()?;
+    let vm = engine
+        .restore(snapshot, RestoreConfig::new(name).paused())
+        .await?;
+    let socket = vm.dir().file(rekindle_engine::vm::dir::API_SOCKET);
+    let client = Client::new(&socket);
+    let mut raw = Raw::to(&socket)?;
+    client.describe().await?;
+    let (mut through, mut bare) = (Samples::default(), Samples::default());
+    for _ in 0..100 {
+        let begun = Instant::now();
+        client.describe().await?;
+        through.push(micros(begun));
+        let begun = Instant::now();
+        raw.exchange(b"GET / HTTP/1.1\r\nHost: l\r\n\r\n")?;
+        bare.push(micros(begun));
+    }
+    vm.remove().await?;
+    Ok((through.summary().p50_us, bare.summary().p50_us))
+}
+
+impl Table {
+    fn add(&mut self, round: &Round) {
+        self.floor.add(round.floor);
+        self.uffd.add(round.uffd);
+        self.file.add(round.file);
+        self.command.push(round.command);
+        self.keeper_kib.push(round.memory.keeper);
+        self.monitor_kib.push(round.memory.monitor);
+        self.pager_kib.push(round.memory.pager);
+        self.client_call.push(round.client_call);
+        self.raw_call.push(round.raw_call);
+    }
+
+    fn report(&self, rounds: u32) -> Report {
+        Report {
+            rounds,
+            floor: self.floor.summary(),
+            library_uffd: self.uffd.summary(),
+            library_file: self.file.summary(),
+            command: self.command.summary(),
+            library_over_floor: self.uffd.total.ratio(&self.floor.total),
+            file_over_uffd: self.file.total.ratio(&self.uffd.total),
+            command_less_library_us: self.command.difference(&self.uffd.call),
+            keeper_private_dirty_kib: self.keeper_kib.median(),
+            monitor_private_dirty_kib: self.monitor_kib.median(),
+            pager_private_dirty_kib: self.pager_kib.median(),
+            client_less_raw_us: self.client_call.difference(&self.raw_call),
+        }
+    }
+}
+
+impl StepSamples {
+    fn add(&mut self, steps: Steps) {
+        self.api.push(steps.api);
+        self.load.push(steps.load);
+        self.resume.push(steps.resume);
+        self.total.push(steps.total);
+        self.call.push(steps.call);
+    }
+
+    fn summary(&self) -> StepSummary {
+        StepSummary {
+            api: self.api.summary(),
+            load: self.load.summary(),
+            resume: self.resume.summary(),
+            total: self.total.summary(),
+            call: self.call.summary(),
+        }
+    }
+}
+
+impl Report {
+    fn print(&self) -> Result<()> {
+        let cell = |s: Summary| format!("{:.2} / {:.2}", s.p50_us / 1000.0, s.p99_us / 1000.0);
+        let row = |what: &str, s: &StepSummary| {
+            [
+                what.to_owned(),
+                cell(s.api),
+                cell(s.load),
+                cell(s.resume),
+                cell(s.total),
+                cell(s.call),
+            ]
+        };
+        let none = String::new;
+        output::line(format!("{} rounds, p50 / p99 in ms", self.rounds))?;
+        output::table(
+            [
+                "",
+                "SPAWN TO API",
+                "LOAD",
+                "RESUME",
+                "SPAWN TO GUEST",
+                "WHOLE CALL",
+            ],
+            &[
+                row("floor (raw, uffd)", &self.floor),
+                row("library, uffd", &self.library_uffd),
+                row("library, file", &self.library_file),
+                [
+                    "rekindle restore".to_owned(),
+                    none(),
+                    none(),
+                    none(),
+                    none(),
+                    cell(self.command),
+                ],
+            ],
+        )?;
+        output::line(format!(
+            "library / floor          {:.3}",
+            self.library_over_floor
+        ))?;
+        output::line(format!(
+            "file / uffd              {:.3}",
+            self.file_over_uffd
+        ))?;
+        output::line(format!(
+            "command - library        {:.2} ms",
+            self.command_less_library_us / 1000.0
+        ))?;
+        output::line(format!(
+            "client call - raw call   {:.0} us",
+            self.client_less_raw_us
+        ))?;
+        output::line(format!(
+            "private dirty memory     keeper {:.0}, monitor {:.0}, pager {:.0} KiB",
+            self.keeper_private_dirty_kib,
+            self.monitor_private_dirty_kib,
+            self.pager_private_dirty_kib
+        ))
+    }
+}

@@ -1,0 +1,138 @@
+//! `rekindle console`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use anyhow::{Context as _, Result, bail};
+use rekindle_engine::store::VmName;
+use rekindle_engine::vm::dir::{INPUT_FIFO, SERIAL, VmDir};
+use rustix::fs::OFlags;
+use rustix::termios::{self, OptionalActions, Termios};
+use tokio::sync::oneshot;
+
+use super::{Context, block_on};
+use crate::monitor::truth::{Truth, look};
+use crate::serial::{Follower, follow};
+
+/// Ctrl-]
+const DETACH: u8 = 0x1d;
+
+/// Connects the terminal to a guest's serial console; Ctrl-] leaves it
+///
+/// Shows what is kept of the output, then what comes. The guest runs on when you leave.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Console {
+    /// The VM
+    vm: VmName,
+}
+
+impl Console {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let (engine, dir) = context.vm(&self.vm)?;
+        match look(&engine, &self.vm, &dir)? {
+            Truth::Known(record) if record.state.is_over() => {
+                bail!(
+                    "{} is {}: see rekindle logs {}",
+                    self.vm,
+                    record.state.word(),
+                    self.vm
+                )
+            }
+            Truth::Known(_) => {}
+            Truth::Starting => bail!("{} is still being started", self.vm),
+        }
+        let input = open_input(&dir)?;
+        if io::stdin().is_terminal() {
+            eprintln!(
+                "rekindle: connected to {}; Ctrl-] leaves, the guest runs on",
+                self.vm
+            );
+        }
+        let _raw = RawTerminal::enter()?;
+        block_on(attach(&dir, input))
+    }
+}
+
+/// Firecracker holds the other end; without it this fails instead of waiting.
+fn open_input(dir: &VmDir) -> Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(dir.file(INPUT_FIFO))
+        .context("the guest's serial port takes no input")
+}
+
+async fn attach(dir: &VmDir, input: File) -> Result<()> {
+    let (left, leaves) = oneshot::channel();
+    // Reading a terminal cannot be given up; the thread ends with the process.
+    std::thread::spawn(move || {
+        let _ = left.send(type_in(input));
+    });
+    let mut show = |bytes: &[u8]| -> Result<()> {
+        let mut out = io::stdout();
+        out.write_all(bytes)?;
+        out.flush()?;
+        Ok(())
+    };
+    let follower = Follower::from_start(&dir.file(SERIAL));
+    tokio::select! {
+        ended = follow(dir, follower, &mut show) => {
+            ended?;
+        }
+        Ok(typed) = leaves => typed?,
+    }
+    Ok(())
+}
+
+/// What is typed goes into the FIFO, until the detach key or the end of the input.
+fn type_in(mut input: File) -> Result<()> {
+    let mut typed = [0; 256];
+    loop {
+        let n = io::stdin().read(&mut typed)?;
+        let keys = &typed[..n];
+        let (keys, leaves) = match keys.iter().position(|key| *key == DETACH) {
+            Some(at) => (&keys[..at], true),
+            None => (keys, n == 0),
+        };
+        // A guest that reads nothing has 1 MiB of input waiting; what is more is lost, as on any serial line.
+        match input.write_all(keys) {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e.into()),
+            _ => {}
+        }
+        if leaves {
+            return Ok(());
+        }
+    }
+}
+
+/// The terminal passes every key on while this lives.
+struct RawTerminal {
+    before: Option<Termios>,
+}
+
+impl RawTerminal {
+    fn enter() -> Result<RawTerminal> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(RawTerminal { before: None });
+        }
+        let before = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        termios::tcsetattr(&stdin, OptionalActions::Now, &raw)
+            .context("cannot set the terminal to raw")?;
+        Ok(RawTerminal {
+            before: Some(before),
+        })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            eprintln!();
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `rekindle gc`.
+
+use anyhow::Result;
+use rekindle_engine::store::collect::{Leftover, Mode, collect};
+
+use super::Context;
+use crate::output;
+
+/// Removes what killed commands left in the store: unfinished snapshots, names of nothing
+#[derive(Debug, clap::Args)]
+pub(crate) struct Gc {
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Gc {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let mode = if self.dry_run {
+            Mode::Report
+        } else {
+            Mode::Reclaim
+        };
+        let found: Vec<String> = collect(&context.root()?, mode)?
+            .iter()
+            .map(describe)
+            .collect();
+        if self.json {
+            return output::json(&found);
+        }
+        found.iter().try_for_each(output::line)
+    }
+}
+
+fn describe(leftover: &Leftover) -> String {
+    match leftover {
+        Leftover::Draft { id } => format!("unfinished snapshot {id}"),
+        Leftover::Name { name, id } => format!("name {name} of {id}, which is not there"),
+    }
+}

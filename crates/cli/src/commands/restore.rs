@@ -1,0 +1,211 @@
+//! `rekindle restore`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rekindle_engine::Engine;
+use rekindle_engine::store::{Snapshot, VmName};
+use rekindle_engine::vm::config::Backend;
+use rekindle_engine::vm::dir::{DirError, VmDir};
+use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, check};
+
+use super::{Context, parse_duration};
+use crate::monitor::job::{Job, Task};
+use crate::monitor::start;
+use crate::output;
+
+/// Starts copies of a snapshot; each runs at once, its memory comes in as the guest touches it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// The snapshot, by name or id
+    snapshot: String,
+    /// The copy's name; with --count 3, NAME-1 to NAME-3
+    #[arg(long)]
+    name: Option<String>,
+    /// How many copies
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// How memory comes in
+    #[arg(long, value_enum, default_value_t = BackendName::Uffd)]
+    backend: BackendName,
+    /// Load, and leave the guest paused
+    #[arg(long)]
+    paused: bool,
+    /// Put a network interface on this TAP device, for one copy [ID=]TAP
+    #[arg(long, value_name = "[ID=]TAP")]
+    tap: Vec<String>,
+    /// Put the vsock socket at this path (Firecracker 1.16 and newer)
+    #[arg(long, value_name = "PATH")]
+    vsock_path: Option<PathBuf>,
+    /// Set the guest's clock to the host's (Firecracker 1.16, 1.15.1, 1.14.4 and newer)
+    #[arg(long)]
+    set_clock: bool,
+    /// Track dirty pages, which diff snapshots of the copy need
+    #[arg(long)]
+    track_dirty_pages: bool,
+    /// Compare all contents with their checksums first
+    #[arg(long)]
+    verify: bool,
+    /// Try a snapshot that was made on another kind of host
+    #[arg(long)]
+    force: bool,
+    /// End the copy after this long (30s, 5m, 2h)
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    ttl: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendName {
+    /// Through userfaultfd, page by page
+    Uffd,
+    /// Firecracker maps the memory file
+    File,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Backend {
+        match name {
+            BackendName::Uffd => Backend::Uffd,
+            BackendName::File => Backend::File,
+        }
+    }
+}
+
+impl Restore {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let engine = context.engine()?;
+        let snapshot = engine.snapshot(&self.snapshot)?;
+        let names = self.names()?;
+        let records = self.start(&engine, &snapshot, &names)?;
+        if self.json {
+            return output::json(&records);
+        }
+        for record in &records {
+            let took = record
+                .timings
+                .total_us
+                .map_or_else(String::new, output::millis);
+            output::line(format!("{}  {}  {took}", record.name, record.state))?;
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<VmName>> {
+        let base = match &self.name {
+            Some(name) => name.clone(),
+            None => super::fresh_name(&self.snapshot),
+        };
+        if self.count == 1 {
+            return Ok(vec![
+                base.parse().with_context(|| format!("the name {base:?}"))?,
+            ]);
+        }
+        (1..=self.count)
+            .map(|n| format!("{base}-{n}"))
+            .map(|name| name.parse().with_context(|| format!("the name {name:?}")))
+            .collect()
+    }
+
+    /// All are checked before the first is started; if one fails, the error says which ones run.
+    fn start(&self, engine: &Engine, snapshot: &Snapshot, names: &[VmName]) -> Result<Vec<Record>> {
+        let configs: Vec<RestoreConfig> = names
+            .iter()
+            .map(|name| self.config(name.clone(), snapshot))
+            .collect::<Result<_>>()?;
+        for config in &configs {
+            check(snapshot, config)?;
+            check_free(engine, &config.name)?;
+        }
+        if names.len() > 1 && !snapshot.manifest().devices.interfaces.is_empty() {
+            bail!(
+                "{} has network interfaces, and a TAP device serves one VM: restore copies one by one, \
+                 each with --tap",
+                self.snapshot
+            );
+        }
+        let mut starting = Vec::new();
+        let mut failed = None;
+        for config in configs {
+            let name = config.name.clone();
+            let task = Task::Restore {
+                snapshot: snapshot.id().to_string(),
+                config,
+            };
+            let job = Job::new(engine.programs().firecracker.clone(), task);
+            match start::begin(engine, &name, &job) {
+                Ok(begun) => starting.push((name, begun)),
+                Err(e) => {
+                    failed = Some((name, e));
+                    break;
+                }
+            }
+        }
+        let mut records: Vec<Record> = Vec::new();
+        for (name, begun) in starting {
+            match begun.up() {
+                Ok(record) => records.push(record),
+                Err(e) => failed = failed.or(Some((name, e))),
+            }
+        }
+        match failed {
+            None => Ok(records),
+            Some((_, e)) if records.is_empty() => Err(e),
+            Some((name, e)) => {
+                let up: Vec<_> = records.iter().map(|record| record.name.as_str()).collect();
+                Err(e.context(format!("{name} failed; {} run", up.join(", "))))
+            }
+        }
+    }
+
+    fn config(&self, name: VmName, snapshot: &Snapshot) -> Result<RestoreConfig> {
+        let mut config = RestoreConfig::new(name).backend(self.backend.into());
+        if self.paused {
+            config = config.paused();
+        }
+        if self.track_dirty_pages {
+            config = config.track_dirty_pages();
+        }
+        if self.verify {
+            config = config.verify();
+        }
+        for tap in &self.tap {
+            config = match tap.split_once('=') {
+                Some((id, tap)) => config.tap(id, tap),
+                None => match snapshot.manifest().devices.interfaces.as_slice() {
+                    [only] => config.tap(only.id.as_str(), tap),
+                    all => bail!(
+                        "--tap {tap}: the snapshot has {} network interfaces, say which: --tap ID={tap}",
+                        all.len()
+                    ),
+                },
+            };
+        }
+        config.vsock_path = self.vsock_path.clone();
+        config.ttl = self.ttl;
+        if self.set_clock {
+            config.clock = Clock::SetToHost;
+        }
+        if self.force {
+            config.mismatch = Mismatch::TryAnyway;
+        }
+        Ok(config)
+    }
+}
+
+/// Refuses a name that is taken. Who takes it from now on is found out at the start.
+fn check_free(engine: &Engine, name: &VmName) -> Result<()> {
+    match VmDir::open(engine.root(), name) {
+        Ok(dir) => Err(DirError::Taken {
+            name: name.clone(),
+            path: dir.path().to_owned(),
+        }
+        .into()),
+        Err(DirError::Missing { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}

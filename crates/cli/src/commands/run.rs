@@ -1,0 +1,251 @@
+//! `rekindle run`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rekindle_engine::Engine;
+use rekindle_engine::store::VmName;
+use rekindle_engine::vm::boot::check;
+use rekindle_engine::vm::config::{Access, BootConfig, Drive, Nic};
+use rekindle_engine::vm::dir::{SERIAL, VmDir};
+use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::state::State;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Context, block_on, fresh_name, parse_duration, rm};
+use crate::guest::{self, Guest};
+use crate::monitor::job::{Job, Task};
+use crate::monitor::start::{self, Starting};
+use crate::output;
+use crate::serial::{Follower, follow};
+
+/// Boots a microVM, and shows its serial console until it ends
+///
+/// Without --kernel it boots the kernel and the base image that `rekindle setup` made, and runs CMD in it.
+/// Without CMD the image's init runs, a shell on the console in the base image: `rekindle console` types into it. CMD's exit status is the exit status; 125 is a failure of rekindle's own. A VM without --name
+/// and without --detach is removed when it has ended.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The VM's name; it is kept when it has ended
+    #[arg(long)]
+    name: Option<VmName>,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1)]
+    vcpus: u8,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    mem: u32,
+    /// An uncompressed ELF kernel (vmlinux), or another ELF guest
+    #[arg(long, value_name = "F")]
+    kernel: Option<PathBuf>,
+    /// An initial RAM disk
+    #[arg(long, value_name = "F")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "S")]
+    boot_args: Option<String>,
+    /// The root image: a name that `rekindle setup` made, or a path; the VM gets a copy of it
+    #[arg(long, value_name = "I")]
+    image: Option<String>,
+    /// Another disk; the VM gets a copy of it, or with :ro reads the file itself
+    #[arg(long, value_name = "F[:ro]")]
+    disk: Vec<String>,
+    /// A network interface on this TAP device, which must exist; with a MAC address if given
+    #[arg(long, value_name = "NAME[,MAC]")]
+    tap: Vec<String>,
+    /// A vsock device with this guest CID; its socket is v.sock in the VM's directory
+    #[arg(long, value_name = "CID")]
+    vsock: Option<u32>,
+    /// Track dirty pages, which diff snapshots need
+    #[arg(long)]
+    track_dirty_pages: bool,
+    /// End the VM after this long (30s, 5m, 2h)
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    ttl: Option<Duration>,
+    /// Print the VM's name and leave it running
+    #[arg(long, short)]
+    detach: bool,
+    /// With --detach: print the VM's record as JSON
+    #[arg(long, requires = "detach")]
+    json: bool,
+    /// The program to run in the guest, and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl Run {
+    pub(crate) fn run(self, context: &Context) -> Result<ExitCode> {
+        let engine = context.engine()?;
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => fresh_name("vm").parse()?,
+        };
+        let config = self.config(&engine, name.clone())?;
+        check(&config)?;
+        let job = Job::new(engine.programs().firecracker.clone(), Task::Boot(config));
+        if self.detach {
+            let record = start::start(&engine, &name, &job)?;
+            if self.json {
+                output::json(&record)?;
+            } else {
+                output::line(name.as_str())?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let ended = block_on(async {
+            // Listened for before there is a VM: whenever it comes, none is left.
+            let mut asked = AskedToEnd::listen()?;
+            let starting = start::begin(&engine, &name, &job)?;
+            Ok(show(&engine, &name, starting, &mut asked).await)
+        })?;
+        let interrupted = matches!(ended, Ok(Attached::Interrupted));
+        if (self.name.is_none() || interrupted)
+            && let Ok(dir) = VmDir::open(engine.root(), &name)
+        {
+            // Whatever the guest did, nothing of an unnamed VM stays.
+            rm::remove(&engine, &name, &dir, true)?;
+        }
+        match ended? {
+            Attached::Interrupted => Ok(ExitCode::from(130)),
+            Attached::Over { record, status } => {
+                exit_code(&record, status, !self.command.is_empty())
+            }
+        }
+    }
+
+    fn config(&self, engine: &Engine, name: VmName) -> Result<BootConfig> {
+        let guest = Guest::choose(
+            engine.root(),
+            self.kernel.as_deref(),
+            self.initrd.as_deref(),
+            self.image.as_deref(),
+        )?;
+        let mut config = BootConfig::new(name, guest.kernel.clone())
+            .vcpus(self.vcpus)
+            .memory_mib(self.mem);
+        let args = guest.boot_args(self.boot_args.as_deref(), &self.command)?;
+        if let Some(args) = args {
+            config = config.boot_args(args);
+        }
+        if let Some(initrd) = &guest.initrd {
+            config = config.initrd(initrd);
+        }
+        if let Some(image) = &guest.image {
+            config = config.drive(Drive::root(image));
+        }
+        for (n, disk) in self.disk.iter().enumerate() {
+            let (path, access) = match disk.strip_suffix(":ro") {
+                Some(path) => (path, Access::ReadOnly),
+                None => (disk.as_str(), Access::OwnCopy),
+            };
+            config = config.drive(Drive::data(
+                format!("disk{n}"),
+                std::fs::canonicalize(path)
+                    .with_context(|| format!("the disk {path} cannot be used"))?,
+                access,
+            ));
+        }
+        for (n, tap) in self.tap.iter().enumerate() {
+            let (tap, mac) = match tap.split_once(',') {
+                Some((tap, mac)) => (tap, Some(mac.to_owned())),
+                None => (tap.as_str(), None),
+            };
+            config = config.nic(Nic {
+                id: format!("eth{n}"),
+                tap: tap.to_owned(),
+                mac,
+            });
+        }
+        if let Some(cid) = self.vsock {
+            config = config.vsock(cid);
+        }
+        if self.track_dirty_pages {
+            config = config.track_dirty_pages();
+        }
+        if let Some(ttl) = self.ttl {
+            config = config.ttl(ttl);
+        }
+        Ok(config)
+    }
+}
+
+enum Attached {
+    /// The VM has ended; the status that its program said on the console, if it said one.
+    Over {
+        record: Box<Record>,
+        status: Option<u8>,
+    },
+    /// Ctrl-C, or a polite kill.
+    Interrupted,
+}
+
+/// Ctrl-C, and a polite kill.
+struct AskedToEnd {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl AskedToEnd {
+    fn listen() -> Result<AskedToEnd> {
+        Ok(AskedToEnd {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Completes at once if it was asked before.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Waits until the VM is up, then shows its console.
+async fn show(
+    engine: &Engine,
+    name: &VmName,
+    starting: Starting,
+    asked: &mut AskedToEnd,
+) -> Result<Attached> {
+    starting.wait()?;
+    attach(&VmDir::open(engine.root(), name)?, asked).await
+}
+
+/// Shows the serial console until the VM ends or this process is asked to.
+async fn attach(dir: &VmDir, asked: &mut AskedToEnd) -> Result<Attached> {
+    let mut filter = guest::StatusFilter::default();
+    let mut show = |bytes: &[u8]| -> Result<()> {
+        let mut out = io::stdout();
+        out.write_all(&filter.pass(bytes))?;
+        out.flush()?;
+        Ok(())
+    };
+    let follower = Follower::from_start(&dir.file(SERIAL));
+    let ended = tokio::select! {
+        ended = follow(dir, follower, &mut show) => ended?,
+        () = asked.asked() => return Ok(Attached::Interrupted),
+    };
+    let rest = filter.finish();
+    io::stdout().write_all(&rest.bytes)?;
+    match ended {
+        Some(record) => Ok(Attached::Over {
+            record: Box::new(record),
+            status: rest.status,
+        }),
+        None => bail!("the VM was removed by somebody else"),
+    }
+}
+
+fn exit_code(record: &Record, status: Option<u8>, has_command: bool) -> Result<ExitCode> {
+    match (&record.state, status) {
+        (State::Failed(why), _) => bail!("the VM failed: {why}"),
+        (_, Some(status)) => Ok(ExitCode::from(status)),
+        (_, None) if has_command => bail!("the VM ended before its program did"),
+        (_, None) => Ok(ExitCode::SUCCESS),
+    }
+}

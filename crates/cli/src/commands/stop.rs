@@ -1,0 +1,42 @@
+//! `rekindle stop`.
+
+use anyhow::Result;
+use rekindle_engine::store::VmName;
+use rekindle_engine::vm::STOP_GRACE;
+use rekindle_engine::vm::record::Record;
+
+use super::Context;
+use crate::monitor::client;
+use crate::monitor::protocol::{self, StopRequest};
+use crate::monitor::truth::{Truth, look};
+use crate::output;
+
+/// Ends a VM: the guest gets Ctrl-Alt-Del, time, then SIGKILL
+///
+/// A paused guest cannot shut itself down and is killed at once. The VM's directory stays, with its serial
+/// output and log, until `rekindle rm`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stop {
+    /// The VM
+    vm: VmName,
+    /// How many seconds the guest gets to shut itself down; 0 kills it at once
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_GRACE.as_secs())]
+    grace: u64,
+}
+
+impl Stop {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let (engine, dir) = context.vm(&self.vm)?;
+        if let Truth::Known(record) = look(&engine, &self.vm, &dir)?
+            && record.state.is_over()
+        {
+            return Ok(());
+        }
+        let _waiting = output::waiting(format!("asking {} to shut down", self.vm));
+        let request = StopRequest {
+            grace_ms: self.grace.saturating_mul(1000),
+        };
+        client::tell::<Record>(&engine, &self.vm, &dir, protocol::STOP, Some(&request))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! A verb's side of the control socket.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hyper::Method;
+use rekindle_engine::Engine;
+use rekindle_engine::store::VmName;
+use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::state::{Ask, State, decide};
+use rekindle_firecracker::Client;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::commands::block_on;
+
+use super::protocol::{CONTROL_SOCKET, Failure};
+use super::truth::{Truth, Watch, look};
+
+/// A snapshot of a large VM to a slow disk takes its time; the monitor's death ends the wait at once.
+const PATIENCE: Duration = Duration::from_hours(24);
+
+/// Tells the monitor of a VM to do something, and waits until it is done.
+pub(crate) fn tell<T: DeserializeOwned>(
+    engine: &Engine,
+    name: &VmName,
+    dir: &VmDir,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T> {
+    match look(engine, name, dir)? {
+        // Refused here in the engine's words: an ended VM has no monitor that could.
+        Truth::Known(record) if record.state.is_over() => {
+            decide(&record.state, ask_of(path))?;
+        }
+        Truth::Known(record) if record.state == State::Configured => {
+            bail!("{name} is still being started")
+        }
+        Truth::Known(_) if Watch::read(dir).is_none() => {
+            bail!("{name} belongs to a program that takes no requests")
+        }
+        Truth::Known(_) => {}
+        Truth::Starting => bail!("{name} is still being started"),
+    }
+    let body = body.map(serde_json::to_value).transpose()?;
+    let client = Client::new(dir.file(CONTROL_SOCKET)).with_deadline(PATIENCE);
+    let answer = block_on(async { Ok(client.raw(Method::PUT, path, body).await?) })
+        .with_context(|| format!("the monitor of {name} does not answer"))?;
+    if answer.status >= 300 {
+        match serde_json::from_slice::<Failure>(&answer.body) {
+            Ok(failure) => bail!("{}", failure.error),
+            Err(_) => bail!("the monitor of {name} answered {} to {path}", answer.status),
+        }
+    }
+    serde_json::from_slice(&answer.body)
+        .with_context(|| format!("the answer of {name}'s monitor to {path} makes no sense"))
+}
+
+fn ask_of(path: &str) -> Ask {
+    match path {
+        super::protocol::PAUSE => Ask::Pause,
+        super::protocol::RESUME => Ask::Resume,
+        super::protocol::SNAPSHOT => Ask::Snapshot,
+        _ => Ask::Stop,
+    }
+}

@@ -1,0 +1,65 @@
+//! What a monitor was asked to do, written into the VM's directory before the monitor is started, so that a
+//! monitor that dies half-way can be started again by its keeper.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rekindle_engine::vm::config::BootConfig;
+use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::restore::RestoreConfig;
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "job.json";
+
+/// The version of the file that this program writes, and the newest that it reads.
+const VERSION: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Job {
+    version: u32,
+    /// The Firecracker to start.
+    pub(crate) firecracker: PathBuf,
+    pub(crate) task: Task,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Task {
+    Boot(BootConfig),
+    Restore {
+        snapshot: String,
+        config: RestoreConfig,
+    },
+}
+
+impl Job {
+    pub(crate) fn new(firecracker: PathBuf, task: Task) -> Job {
+        Job {
+            version: VERSION,
+            firecracker,
+            task,
+        }
+    }
+
+    pub(crate) fn write(&self, dir: &VmDir) -> Result<()> {
+        let (path, next) = (dir.file(FILE), dir.file("job.json.next"));
+        std::fs::write(&next, serde_json::to_vec_pretty(self)?)
+            .and_then(|()| std::fs::rename(&next, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    pub(crate) fn read(dir: &VmDir) -> Result<Job> {
+        let path = dir.file(FILE);
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let job: Job = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a monitor's job", path.display()))?;
+        anyhow::ensure!(
+            job.version <= VERSION,
+            "{} has version {}, this program reads up to {VERSION}",
+            path.display(),
+            job.version
+        );
+        Ok(job)
+    }
+}

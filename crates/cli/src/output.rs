@@ -1,0 +1,96 @@
+//! What verbs print: lines for people, JSON for programs, aligned columns for both eyes.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+/// Prints one line.
+pub(crate) fn line(text: impl AsRef<str>) -> Result<()> {
+    writeln!(io::stdout(), "{}", text.as_ref())?;
+    Ok(())
+}
+
+/// Prints a value as indented JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// Prints rows under headings, each column as wide as its widest cell.
+pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Result<()> {
+    let mut widths = headings.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = io::stdout().lock();
+    let mut print = |cells: [&str; N]| -> io::Result<()> {
+        let mut text = String::new();
+        for (cell, width) in cells.iter().zip(widths) {
+            text.push_str(&format!("{cell:<width$}  "));
+        }
+        writeln!(out, "{}", text.trim_end())
+    };
+    print(headings)?;
+    for row in rows {
+        print(row.each_ref().map(String::as_str))?;
+    }
+    Ok(())
+}
+
+/// Tells a person at a terminal that something takes its time, until this is dropped. Says nothing into a pipe.
+pub(crate) fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    Waiting(bar)
+}
+
+/// Clears the line when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting(ProgressBar);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Whether an error is only that nobody reads on.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A size as people write it.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..=1023 => format!("{bytes} B"),
+        1024..=1_048_575 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
+/// Microseconds as milliseconds.
+pub(crate) fn millis(micros: u64) -> String {
+    format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
+}
+
+/// How long ago, roughly.
+pub(crate) fn ago(then: jiff::Timestamp) -> String {
+    let seconds = jiff::Timestamp::now().duration_since(then).as_secs().max(0);
+    match seconds {
+        0..=119 => format!("{seconds} s ago"),
+        120..=7199 => format!("{} min ago", seconds / 60),
+        7200..=172_799 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}

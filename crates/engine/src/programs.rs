@@ -1,0 +1,97 @@
+//! Where the programs are that a VM runs on.
+
+use std::path::{Path, PathBuf};
+
+use rekindle_store::Root;
+
+/// The name of the variable that overrides where Firecracker is.
+pub const FIRECRACKER_VARIABLE: &str = "REKINDLE_FIRECRACKER";
+
+/// The two programs that the engine starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    /// Firecracker.
+    pub firecracker: PathBuf,
+    /// The program whose verb `pager` is the page server: `rekindle` itself.
+    pub rekindle: PathBuf,
+}
+
+/// A program that was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// No Firecracker.
+    #[error(
+        "no firecracker: not in ${FIRECRACKER_VARIABLE}, not in {installed}, not in $PATH; run: rekindle setup"
+    )]
+    NoFirecracker {
+        /// Where `rekindle setup` installs it.
+        installed: PathBuf,
+    },
+    /// The variable names something that is not there.
+    #[error("${FIRECRACKER_VARIABLE} names {path}, which is not a file")]
+    NotAFile {
+        /// What it names.
+        path: PathBuf,
+    },
+    /// No rekindle.
+    #[error("no rekindle program in $PATH: the page server is its verb `pager`")]
+    NoRekindle,
+}
+
+impl Programs {
+    /// Firecracker from `$REKINDLE_FIRECRACKER`, from what `rekindle setup` installed under `root`, or from
+    /// `$PATH`, in this order; `rekindle` from `$PATH`.
+    pub fn discover(root: &Root) -> Result<Programs, ProgramError> {
+        let rekindle = in_path("rekindle").ok_or(ProgramError::NoRekindle)?;
+        Ok(Programs {
+            firecracker: find_firecracker(root)?,
+            rekindle,
+        })
+    }
+
+    /// The same, with `rekindle` given.
+    pub fn discover_with(root: &Root, rekindle: PathBuf) -> Result<Programs, ProgramError> {
+        Ok(Programs {
+            firecracker: find_firecracker(root)?,
+            rekindle,
+        })
+    }
+}
+
+/// Where `rekindle setup` installs Firecracker.
+pub fn installed_firecracker(root: &Root) -> PathBuf {
+    root.assets().join("bin").join("firecracker")
+}
+
+fn find_firecracker(root: &Root) -> Result<PathBuf, ProgramError> {
+    if let Some(path) = std::env::var_os(FIRECRACKER_VARIABLE).filter(|v| !v.is_empty()) {
+        let path = PathBuf::from(path);
+        return if path.is_file() {
+            absolute(path)
+        } else {
+            Err(ProgramError::NotAFile { path })
+        };
+    }
+    let installed = installed_firecracker(root);
+    if installed.is_file() {
+        return absolute(installed);
+    }
+    in_path("firecracker").ok_or(ProgramError::NoFirecracker { installed })
+}
+
+/// Programs are started from another working directory.
+fn absolute(path: PathBuf) -> Result<PathBuf, ProgramError> {
+    std::path::absolute(&path).map_err(|_| ProgramError::NotAFile { path })
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,242 @@
+//! Taking up a VM whose owner is gone, from its record alone.
+
+use std::io;
+
+use rekindle_firecracker::model::InstanceState;
+use rekindle_firecracker::{CallError, IdentifyError, Process, ProcessId, ReadyError, find_by_id};
+
+use super::claim::{self, Claim};
+use super::console::Console;
+use super::crew::{Crew, OnDrop};
+use super::dir::{API_SOCKET, DISKS, DirError, MERGED_MEMORY, VmDir};
+use super::launch::{self, API_PATIENCE, StartError};
+use super::record::{Capturing, Origin, Record, RecordError};
+use super::state::{State, Why};
+use super::{Vm, VmError};
+use crate::Engine;
+use crate::pager::PagerProcess;
+use rekindle_store::Lease;
+use rekindle_store::collect::{Mode, collect};
+
+/// What became of a VM whose owner was gone.
+#[derive(Debug)]
+pub enum Adopted {
+    /// It lives, and is owned again.
+    Alive(Box<Vm>),
+    /// It has ended; its record says how, and nothing of it is left running.
+    Over(Box<Record>),
+    /// It had not got as far as running: nothing of it is left running, and it can be started in its directory,
+    /// which goes when the claim is dropped.
+    Unfinished(Claim),
+}
+
+/// Why a VM could not be adopted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// Somebody owns it, or its directory cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its FIFOs or its API cannot be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It was found, and then could not be set right.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A process could not be watched.
+    #[error("cannot watch the processes of the VM")]
+    Watch(#[source] IdentifyError),
+}
+
+/// Adopts a VM that nobody owns, or tells how it ended.
+pub async fn adopt(engine: &Engine, dir: VmDir) -> Result<Adopted, AdoptError> {
+    let mut claim = Claim::take(dir)?;
+    let mut record = match Record::read(claim.dir()) {
+        Ok(record) => record,
+        Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            // The record is written before anything is started: nothing was.
+            claim.on_drop(claim::OnDrop::Remove);
+            return Ok(Adopted::Unfinished(claim));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    match &record.state {
+        State::Stopped | State::Failed(_) => Ok(Adopted::Over(Box::new(record))),
+        State::Configured => {
+            end_leftovers(&record).await;
+            clear(claim.dir())?;
+            claim.on_drop(claim::OnDrop::Remove);
+            Ok(Adopted::Unfinished(claim))
+        }
+        State::Running | State::Paused => match crew_of(claim.dir(), &record).await? {
+            Some(crew) => Ok(Adopted::Alive(Box::new(
+                take_up(engine, claim, record, crew).await?,
+            ))),
+            None => {
+                let what = missing(&record);
+                end_leftovers(&record).await;
+                launch::remove_sockets(claim.dir());
+                record.state = State::Failed(Why::Vanished { what });
+                record.ended = Some(jiff::Timestamp::now());
+                record.firecracker = None;
+                record.pager = None;
+                record.write(claim.dir())?;
+                Ok(Adopted::Over(Box::new(record)))
+            }
+        },
+    }
+}
+
+/// The processes that the record names, if all that the guest needs are there.
+async fn crew_of(dir: &VmDir, record: &Record) -> Result<Option<Crew>, AdoptError> {
+    let Some(id) = record.firecracker.clone().filter(ProcessId::is_alive) else {
+        return Ok(None);
+    };
+    let pager = match &record.pager {
+        None => None,
+        Some(id) if !id.is_alive() => return Ok(None),
+        Some(id) => Some(PagerProcess::adopt(id.clone()).map_err(AdoptError::Watch)?),
+    };
+    let firecracker =
+        Process::adopt(id, dir.file(API_SOCKET)).map_err(|e| AdoptError::Watch(e.source))?;
+    let client = match firecracker.ready(API_PATIENCE).await {
+        Ok(client) => client,
+        Err(ReadyError::Died { .. }) => return Ok(None),
+        Err(e) => return Err(StartError::from(e).into()),
+    };
+    // Until it is set right, whoever comes next may try again.
+    Ok(Some(Crew::new(
+        dir.clone(),
+        firecracker,
+        client,
+        pager,
+        OnDrop::LiveOn,
+    )))
+}
+
+async fn take_up(
+    engine: &Engine,
+    claim: Claim,
+    record: Record,
+    crew: Crew,
+) -> Result<Vm, AdoptError> {
+    let console = Console::open(claim.dir()).map_err(StartError::from)?;
+    let leases = leases(engine, &record);
+    let mut vm = Vm::assembled(engine.clone(), claim, record, crew, console, leases);
+    vm.live_on();
+    let seen = match ask_state(&mut vm).await? {
+        InstanceState::Paused => State::Paused,
+        _ => State::Running,
+    };
+    vm.record.state = seen;
+    // Firecracker answered, so a snapshot that was being written is written, and nobody will publish it.
+    if vm.record.capturing.take() == Some(Capturing::WasRunning) {
+        vm.call(async |client| client.resume().await).await?;
+        vm.record.state = State::Running;
+    }
+    // A record that cannot be written, on a full disk, is no reason to give up a guest that runs.
+    let _ = vm.record.write(vm.claim.dir());
+    let root = engine.root().clone();
+    // Drafts whose builders are dead, as the last owner of this VM may be. Not waited for, and tried again by `gc`.
+    tokio::task::spawn_blocking(move || collect(&root, Mode::Reclaim));
+    Ok(vm)
+}
+
+/// Holds the snapshots that the VM runs from. One that was removed while nobody held it is in use all the same, and no
+/// reason to give the VM up.
+fn leases(engine: &Engine, record: &Record) -> Vec<Lease> {
+    let Origin::Restore { snapshot, .. } = &record.origin else {
+        return Vec::new();
+    };
+    let layers = engine
+        .store()
+        .snapshot(&snapshot.to_string())
+        .ok()
+        .and_then(|tip| engine.store().chain(tip).ok());
+    let layers = layers.unwrap_or_default();
+    layers
+        .iter()
+        .filter_map(|layer| layer.lease().ok())
+        .collect()
+}
+
+/// The state that Firecracker is in. It answers nothing while it writes a snapshot, however long that takes.
+async fn ask_state(vm: &mut Vm) -> Result<InstanceState, VmError> {
+    loop {
+        match vm.call(async |client| client.describe().await).await {
+            Err(VmError::Call(CallError::Deadline { .. })) if vm.record.capturing.is_some() => {}
+            answer => return Ok(answer?.state),
+        }
+    }
+}
+
+/// Removes what a start that was cut short left, so that the next one finds nothing in its way.
+fn clear(dir: &VmDir) -> Result<(), AdoptError> {
+    launch::remove_sockets(dir);
+    let disks = dir.file(DISKS);
+    match std::fs::remove_dir_all(&disks) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(AdoptError::Dir(DirError::io(disks, e)));
+        }
+        _ => {}
+    }
+    let merged = dir.file(MERGED_MEMORY);
+    match std::fs::remove_file(&merged) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(AdoptError::Dir(DirError::io(merged, e)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What of a VM that should run is not there.
+fn missing(record: &Record) -> String {
+    let gone = |id: &Option<ProcessId>| id.as_ref().is_some_and(|id| !id.is_alive());
+    match (gone(&record.firecracker), gone(&record.pager)) {
+        (true, true) => "firecracker and the page server were gone when the VM was looked for",
+        (false, true) => "the page server was gone when the VM was looked for; the VM was killed",
+        _ => "firecracker was gone when the VM was looked for",
+    }
+    .to_owned()
+}
+
+/// Kills whatever carries the VM's id, also what was started and never written down.
+pub async fn end_leftovers(record: &Record) {
+    for process in find_by_id(&record.id).unwrap_or_default() {
+        if let Ok(pidfd) = process.open_pidfd() {
+            let _ = pidfd.kill();
+            let _ = pidfd.exited().await;
+        }
+    }
+}
+
+/// Kills the workers of a VM whose record cannot be read: processes that carry an `--id` and work in its
+/// directory. A shell that somebody left there is not touched.
+pub async fn end_workers_in(dir: &VmDir) {
+    for process in workers_in(dir) {
+        if let Ok(pidfd) = process.open_pidfd() {
+            let _ = pidfd.kill();
+            let _ = pidfd.exited().await;
+        }
+    }
+}
+
+fn workers_in(dir: &VmDir) -> Vec<ProcessId> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let works_here = |process: &std::path::Path| {
+        std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == dir.path())
+            && std::fs::read(process.join("cmdline"))
+                .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--id"))
+    };
+    entries
+        .flatten()
+        .filter(|entry| works_here(&entry.path()))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| ProcessId::of(pid).ok())
+        .collect()
+}

@@ -1,0 +1,251 @@
+//! Booting: a fresh machine from a kernel.
+
+use std::io;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use rekindle_firecracker::model::{
+    BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface, Vsock as VsockBody,
+};
+use rekindle_firecracker::{CallError, Client};
+use tokio::task::JoinHandle;
+
+use super::claim::Claim;
+use super::config::{Access, BootConfig, ConfigError, DirtyPages, Machine, Role};
+use super::console::Console;
+use super::crew::{Lost, Starting};
+use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
+use super::launch::StartError;
+use super::record::{Origin, RECORD_VERSION, Record, RecordError, Timings};
+use super::state::State;
+use super::{Vm, micros};
+use crate::drives::{self, DriveError, DriveSource};
+use crate::host::{self, HostError};
+use crate::{Engine, TapError, taps};
+
+/// Why a VM did not boot. Everything that was made for it is gone again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// This host cannot run it.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A TAP device cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Its directory could not be made.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A drive could not be prepared.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// Firecracker did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Firecracker refused the configuration.
+    #[error("firecracker refused the VM")]
+    Call(#[from] CallError),
+    /// Firecracker ended while it was configured.
+    #[error("firecracker ended while it started the VM ({exit}){}", log_tail(.log))]
+    Died {
+        /// How it ended.
+        exit: String,
+        /// The last lines of its log.
+        log: Vec<String>,
+    },
+    /// A helper thread was lost.
+    #[error("the task that prepares the drives was lost")]
+    Task(#[source] io::Error),
+}
+
+/// Boots a VM under a name that is free.
+pub(crate) async fn boot(engine: &Engine, config: BootConfig) -> Result<Vm, BootError> {
+    check(&config)?;
+    let claim = Claim::new(engine, &config.name)?;
+    assemble(engine, claim, config).await
+}
+
+/// Boots a VM in a directory that this process holds.
+pub async fn boot_in(engine: &Engine, claim: Claim, config: BootConfig) -> Result<Vm, BootError> {
+    check(&config)?;
+    assemble(engine, claim, config).await
+}
+
+/// Everything that can be refused before anything is made.
+pub fn check(config: &BootConfig) -> Result<(), BootError> {
+    config.check(host::memory_mib())?;
+    host::check(super::kernel::check(&config.kernel).map_err(ConfigError::from)?)?;
+    for nic in &config.machine.nics {
+        taps::check(&nic.tap)?;
+    }
+    Ok(())
+}
+
+async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<Vm, BootError> {
+    let begun = Instant::now();
+    let origin = Origin::Boot {
+        kernel: config.kernel.clone(),
+        initrd: config.initrd.clone(),
+        boot_args: config.boot_args.clone(),
+    };
+    let mut record = new_record(&config.name, origin, config.machine.clone());
+    record.ends_at = config
+        .ttl
+        .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
+    record.write(claim.dir())?;
+
+    let mut console = Console::open(claim.dir()).map_err(StartError::from)?;
+    let drives = Drives::prepare(
+        claim.dir(),
+        config.machine.drives.iter().map(DriveSource::from),
+    );
+    let mut starting = Starting::new(claim.dir(), None);
+    let spawned = Instant::now();
+    record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
+    record.write(claim.dir())?;
+    let mut crew = starting.ready().await?;
+    drives.ready().await?;
+
+    let configured = Instant::now();
+    let done = crew
+        .guard(async |client| {
+            record.firecracker_version = Some(client.describe().await?.vmm_version);
+            record.timings.api_us = Some(micros(spawned));
+            configure(client, &config).await?;
+            record.timings.configure_us = Some(micros(configured));
+            let started = Instant::now();
+            client.start().await?;
+            record.timings.start_us = Some(micros(started));
+            record.timings.spawn_to_guest_us = Some(micros(spawned));
+            Ok(())
+        })
+        .await;
+    match done {
+        Ok(answer) => answer.map_err(BootError::Call)?,
+        Err(lost) => return Err(died(lost, &mut console).await),
+    }
+    record.state = State::Running;
+    record.started = Some(Timestamp::now());
+    record.timings.total_us = Some(micros(begun));
+    record.write(claim.dir())?;
+    Ok(Vm::assembled(
+        engine.clone(),
+        claim,
+        record,
+        crew,
+        console,
+        Vec::new(),
+    ))
+}
+
+pub(crate) fn new_record(
+    name: &rekindle_store::VmName,
+    origin: Origin,
+    machine: Machine,
+) -> Record {
+    Record {
+        version: RECORD_VERSION,
+        name: name.clone(),
+        id: super::record::fresh_id(),
+        state: State::Configured,
+        created: Timestamp::now(),
+        started: None,
+        ended: None,
+        ends_at: None,
+        origin,
+        machine,
+        firecracker: None,
+        firecracker_version: None,
+        pager: None,
+        diff_base: None,
+        capturing: None,
+        timings: Timings::default(),
+    }
+}
+
+/// Drives that are being copied and linked, on a thread of its own, while other things go on.
+#[derive(Debug)]
+pub(crate) struct Drives(Option<JoinHandle<Result<(), DriveError>>>);
+
+impl Drives {
+    pub(crate) fn prepare(dir: &VmDir, sources: impl Iterator<Item = DriveSource>) -> Drives {
+        let sources: Vec<DriveSource> = sources.collect();
+        if sources.is_empty() {
+            return Drives(None);
+        }
+        let dir = dir.clone();
+        Drives(Some(tokio::task::spawn_blocking(move || {
+            drives::prepare(&dir, &sources)
+        })))
+    }
+
+    /// Waits until they are in place.
+    pub(crate) async fn ready(self) -> Result<(), BootError> {
+        let Some(task) = self.0 else { return Ok(()) };
+        task.await
+            .map_err(|e| BootError::Task(io::Error::other(e)))??;
+        Ok(())
+    }
+}
+
+async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError> {
+    let machine = &config.machine;
+    let mut body = MachineConfiguration::new(machine.vcpus, machine.memory_mib);
+    if machine.dirty_pages == DirtyPages::Tracked {
+        body = body.track_dirty_pages(true);
+    }
+    client.put_machine_config(&body).await?;
+    let mut boot = BootSource::new(&config.kernel);
+    if let Some(initrd) = &config.initrd {
+        boot = boot.initrd_path(initrd);
+    }
+    if let Some(args) = &config.boot_args {
+        boot = boot.boot_args(args);
+    }
+    client.put_boot_source(&boot).await?;
+    for drive in &machine.drives {
+        let body = DriveBody::new(&drive.id, disk_path(&drive.id))
+            .is_root_device(drive.role == Role::Root)
+            .is_read_only(drive.access == Access::ReadOnly);
+        client.put_drive(&body).await?;
+    }
+    for nic in &machine.nics {
+        let mut body = NetworkInterface::new(&nic.id, &nic.tap);
+        if let Some(mac) = &nic.mac {
+            body = body.guest_mac(mac);
+        }
+        client.put_network_interface(&body).await?;
+    }
+    if let Some(vsock) = machine.vsock {
+        client
+            .put_vsock(&VsockBody::new(vsock.guest_cid, VSOCK_SOCKET))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn died(lost: Lost, console: &mut Console) -> BootError {
+    console.finish().await;
+    let exit = match lost {
+        Lost::Firecracker { exit, .. } | Lost::Pager { exit } => exit,
+    };
+    BootError::Died {
+        exit,
+        log: console.last_log_lines(super::LOG_LINES),
+    }
+}
+
+/// The log's last lines, as the end of an error.
+pub(crate) fn log_tail(log: &[String]) -> String {
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!("; its log ends:\n  {}", log.join("\n  "))
+    }
+}

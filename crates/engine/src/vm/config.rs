@@ -1,0 +1,439 @@
+//! What a VM is asked to be. Checked whole, before anything is made.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rekindle_store::VmName;
+use serde::{Deserialize, Serialize};
+
+/// The least memory that a guest gets, in MiB. Firecracker takes 1, no kernel does.
+pub const MIN_MEMORY_MIB: u32 = 1;
+/// The most virtual CPUs that Firecracker gives one guest.
+pub const MAX_VCPUS: u8 = 32;
+
+/// What to boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct BootConfig {
+    /// The VM's name, unique under its root.
+    pub name: VmName,
+    /// An uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; Firecracker's own default if absent.
+    pub boot_args: Option<String>,
+    /// What the machine is made of.
+    pub machine: Machine,
+    /// Ends the VM this long after its start.
+    pub ttl: Option<Duration>,
+}
+
+impl BootConfig {
+    /// One virtual CPU, 256 MiB, no drives, no network.
+    pub fn new(name: VmName, kernel: impl Into<PathBuf>) -> Self {
+        BootConfig {
+            name,
+            kernel: kernel.into(),
+            initrd: None,
+            boot_args: None,
+            machine: Machine::default(),
+            ttl: None,
+        }
+    }
+
+    /// Sets the initial RAM disk.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.initrd = Some(path.into());
+        self
+    }
+
+    /// Sets the kernel's command line.
+    pub fn boot_args(mut self, args: impl Into<String>) -> Self {
+        self.boot_args = Some(args.into());
+        self
+    }
+
+    /// Sets the number of virtual CPUs.
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.machine.vcpus = count;
+        self
+    }
+
+    /// Sets the memory, in MiB.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.machine.memory_mib = mib;
+        self
+    }
+
+    /// Tracks dirty pages, which Diff snapshots need.
+    pub fn track_dirty_pages(mut self) -> Self {
+        self.machine.dirty_pages = DirtyPages::Tracked;
+        self
+    }
+
+    /// Adds a drive.
+    pub fn drive(mut self, drive: Drive) -> Self {
+        self.machine.drives.push(drive);
+        self
+    }
+
+    /// Adds a network interface.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.machine.nics.push(nic);
+        self
+    }
+
+    /// Adds a vsock device with this guest CID (3 or more).
+    pub fn vsock(mut self, guest_cid: u32) -> Self {
+        self.machine.vsock = Some(Vsock { guest_cid });
+        self
+    }
+
+    /// Ends the VM this long after its start.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+}
+
+/// What a machine is made of; kept in the VM's record and in every snapshot's manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Machine {
+    /// Virtual CPUs, 1 to 32.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Whether the pages that the guest writes are tracked.
+    pub dirty_pages: DirtyPages,
+    /// The block devices, the first one `/dev/vda`.
+    pub drives: Vec<Drive>,
+    /// The network interfaces.
+    pub nics: Vec<Nic>,
+    /// The vsock device.
+    pub vsock: Option<Vsock>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine {
+            vcpus: 1,
+            memory_mib: 256,
+            dirty_pages: DirtyPages::Untracked,
+            drives: Vec::new(),
+            nics: Vec::new(),
+            vsock: None,
+        }
+    }
+}
+
+/// Whether KVM logs which pages the guest writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirtyPages {
+    /// Not logged; only Full snapshots.
+    #[default]
+    Untracked,
+    /// Logged; Diff snapshots are possible, at the price of 4 KiB mappings.
+    Tracked,
+}
+
+/// A block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drive {
+    /// Firecracker's name for it, `[A-Za-z0-9_]+`.
+    pub id: String,
+    /// The file that it starts from.
+    pub source: PathBuf,
+    /// Whether the guest may write, and to what.
+    pub access: Access,
+    /// Whether it is the root device.
+    pub role: Role,
+}
+
+impl Drive {
+    /// The root device: the VM gets a copy of `image` that it may write to.
+    pub fn root(image: impl Into<PathBuf>) -> Self {
+        Drive {
+            id: "rootfs".into(),
+            source: image.into(),
+            access: Access::OwnCopy,
+            role: Role::Root,
+        }
+    }
+
+    /// A further device.
+    pub fn data(id: impl Into<String>, file: impl Into<PathBuf>, access: Access) -> Self {
+        Drive {
+            id: id.into(),
+            source: file.into(),
+            access,
+            role: Role::Data,
+        }
+    }
+
+    /// Makes it read-only, shared with whoever else reads the file.
+    pub fn read_only(mut self) -> Self {
+        self.access = Access::ReadOnly;
+        self
+    }
+}
+
+/// What a guest may do with a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Reads and writes a copy of its own.
+    OwnCopy,
+    /// Reads the file itself, which must not change.
+    ReadOnly,
+}
+
+/// What a drive is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The root device.
+    Root,
+    /// Any other.
+    Data,
+}
+
+/// A network interface on a TAP device that exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Firecracker's name for it, `[A-Za-z0-9_]+`.
+    pub id: String,
+    /// The TAP device's name on the host.
+    pub tap: String,
+    /// The guest's MAC address; Firecracker makes one if absent.
+    pub mac: Option<String>,
+}
+
+/// A vsock device. Its socket is `v.sock` in the VM's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vsock {
+    /// The guest's context id, 3 or more.
+    pub guest_cid: u32,
+}
+
+/// How a restored guest's memory comes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Through userfaultfd, from our page server.
+    #[default]
+    Uffd,
+    /// Firecracker maps the memory file itself.
+    File,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The number of virtual CPUs is out of range.
+    #[error("{0} vCPUs: Firecracker gives a guest 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// The memory is out of range.
+    #[error("{mib} MiB of memory: this host can give a guest {MIN_MEMORY_MIB} to {most} MiB")]
+    Memory {
+        /// What was asked for.
+        mib: u32,
+        /// The host's memory and swap together.
+        most: u64,
+    },
+    /// A file that the VM needs cannot be used.
+    #[error("the {what} {path} cannot be used")]
+    File {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that the VM needs is empty, a directory or a device.
+    #[error("the {what} {path} is {is}, it must be a regular file with something in it")]
+    NotAFile {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        is: &'static str,
+    },
+    /// The kernel is nothing that Firecracker can start.
+    #[error(transparent)]
+    Kernel(#[from] super::kernel::KernelError),
+    /// Firecracker takes letters, digits and `_` only.
+    #[error("the device id {0:?}: only letters, digits and _ are allowed, up to 64")]
+    DeviceId(String),
+    /// Two devices have one id.
+    #[error("the device id {0:?} is used twice")]
+    DuplicateId(String),
+    /// Two drives want to be the root device.
+    #[error("more than one root drive: {0:?} is the second")]
+    SecondRoot(String),
+    /// A CID that is reserved.
+    #[error("the vsock CID {0}: 0 to 2 are reserved, 3 and above are for guests")]
+    Cid(u32),
+    /// A kernel's command line is too long or has a byte that cannot be in it.
+    #[error(
+        "the kernel's command line has {bytes} bytes, 2,047 printable ones at the most are possible"
+    )]
+    BootArgs {
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+impl BootConfig {
+    /// Everything that can be known to be wrong without starting anything.
+    pub fn check(&self, host_memory_mib: u64) -> Result<(), ConfigError> {
+        self.machine.check(host_memory_mib)?;
+        regular_file("kernel", &self.kernel)?;
+        super::kernel::check(&self.kernel)?;
+        if let Some(initrd) = &self.initrd {
+            regular_file("initrd", initrd)?;
+        }
+        if let Some(args) = &self.boot_args
+            && (args.len() > 2047 || args.bytes().any(|b| !(b' '..=b'~').contains(&b)))
+        {
+            return Err(ConfigError::BootArgs { bytes: args.len() });
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// The pure part, and that the drives' files are there.
+    pub fn check(&self, host_memory_mib: u64) -> Result<(), ConfigError> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        if self.memory_mib < MIN_MEMORY_MIB || u64::from(self.memory_mib) > host_memory_mib {
+            return Err(ConfigError::Memory {
+                mib: self.memory_mib,
+                most: host_memory_mib,
+            });
+        }
+        let mut seen = Vec::new();
+        for id in self
+            .drives
+            .iter()
+            .map(|d| &d.id)
+            .chain(self.nics.iter().map(|n| &n.id))
+        {
+            let valid = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if id.is_empty() || id.len() > 64 || !valid {
+                return Err(ConfigError::DeviceId(id.clone()));
+            }
+            if seen.contains(&id) {
+                return Err(ConfigError::DuplicateId(id.clone()));
+            }
+            seen.push(id);
+        }
+        if let Some(second) = self.drives.iter().filter(|d| d.role == Role::Root).nth(1) {
+            return Err(ConfigError::SecondRoot(second.id.clone()));
+        }
+        for drive in &self.drives {
+            regular_file("disk", &drive.source)?;
+        }
+        match self.vsock {
+            Some(vsock) if vsock.guest_cid < 3 => Err(ConfigError::Cid(vsock.guest_cid)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses what is not a regular file with something in it.
+fn regular_file(what: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let meta = std::fs::metadata(path).map_err(|source| ConfigError::File {
+        what,
+        path: path.into(),
+        source,
+    })?;
+    let is = if meta.is_dir() {
+        "a directory"
+    } else if !meta.is_file() {
+        "not a regular file"
+    } else if meta.len() == 0 {
+        "empty"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::NotAFile {
+        what,
+        path: path.into(),
+        is,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine::default()
+    }
+
+    #[test]
+    fn memory_and_vcpus_out_of_range_are_refused() {
+        let mut m = machine();
+        for vcpus in [0, 33, 64] {
+            m.vcpus = vcpus;
+            assert!(matches!(m.check(1024), Err(ConfigError::Vcpus(v)) if v == vcpus));
+        }
+        m.vcpus = 1;
+        for mib in [0, 1025, 1_000_000] {
+            m.memory_mib = mib;
+            assert!(matches!(m.check(1024), Err(ConfigError::Memory { mib: b, .. }) if b == mib));
+        }
+    }
+
+    #[test]
+    fn device_ids_are_upstreams_and_unique() {
+        let nic = |id: &str| Nic {
+            id: id.into(),
+            tap: "tap0".into(),
+            mac: None,
+        };
+        for bad in ["", "a-b", "../x", "é"] {
+            let m = Machine {
+                nics: vec![nic(bad)],
+                ..machine()
+            };
+            assert!(
+                matches!(m.check(1024), Err(ConfigError::DeviceId(_))),
+                "{bad}"
+            );
+        }
+        let m = Machine {
+            nics: vec![nic("eth0"), nic("eth0")],
+            ..machine()
+        };
+        assert!(matches!(m.check(1024), Err(ConfigError::DuplicateId(_))));
+    }
+
+    #[test]
+    fn a_missing_disk_is_named() {
+        let m = Machine {
+            drives: vec![Drive::root("/nonexistent/disk")],
+            ..machine()
+        };
+        let text = m.check(1024).unwrap_err().to_string();
+        assert_eq!(text, "the disk /nonexistent/disk cannot be used");
+    }
+
+    #[test]
+    fn reserved_cids_are_refused() {
+        let m = Machine {
+            vsock: Some(Vsock { guest_cid: 2 }),
+            ..machine()
+        };
+        assert!(matches!(m.check(1024), Err(ConfigError::Cid(2))));
+    }
+}

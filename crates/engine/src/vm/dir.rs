@@ -1,0 +1,241 @@
+//! A VM's directory: the names in it, and the lock that makes its holder the owner.
+//!
+//! ```text
+//! vms/web1/
+//!   lock            flock, held by whoever owns the VM
+//!   record.json     what is: state, processes, machine (replaced atomically)
+//!   api.sock        Firecracker's API          uffd.sock  the page server's socket
+//!   v.sock          vsock                      disks/ID   each drive: own copy, or link to a shared file
+//!   serial, serial.old, log, log.old, metrics, metrics.old     bounded, readable with cat
+//!   *.fifo          what Firecracker writes into and reads from
+//!   pager.json      what the page server did, written when it ends
+//! ```
+//!
+//! Firecracker's working directory is this directory and every path in its API is relative to it, so
+//! a snapshot's paths resolve to each copy's own files.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rekindle_store::{Root, VmName};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// Firecracker's API socket, relative to the VM's directory.
+pub const API_SOCKET: &str = "api.sock";
+/// The page server's socket, relative to the VM's directory.
+pub const PAGER_SOCKET: &str = "uffd.sock";
+/// What the page server did, relative to the VM's directory.
+pub const PAGER_STATS: &str = "pager.json";
+/// The page server's own errors, relative to the VM's directory.
+pub const PAGER_LOG: &str = "pager.log";
+/// The vsock device's socket, relative to the VM's directory.
+pub const VSOCK_SOCKET: &str = "v.sock";
+/// Where the drives are, relative to the VM's directory.
+pub const DISKS: &str = "disks";
+/// The guest's serial output.
+pub const SERIAL: &str = "serial";
+/// The FIFO that the guest's serial port writes to.
+pub(crate) const SERIAL_FIFO: &str = "serial.fifo";
+/// The FIFO that the guest's serial port reads from.
+pub const INPUT_FIFO: &str = "input.fifo";
+/// The FIFO that Firecracker logs to.
+pub(crate) const LOG_FIFO: &str = "log.fifo";
+/// The FIFO that Firecracker writes its metrics to.
+pub(crate) const METRICS_FIFO: &str = "metrics.fifo";
+/// Firecracker's log.
+pub const LOG: &str = "log";
+/// Firecracker's metrics, a JSON object a line.
+pub const METRICS: &str = "metrics";
+/// A Diff chain's memory, merged for the File backend.
+pub const MERGED_MEMORY: &str = "memory";
+
+const LOCK: &str = "lock";
+const RECORD: &str = "record.json";
+
+/// The path of a VM's directory, and of what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmDir {
+    path: PathBuf,
+}
+
+/// Why a VM's directory could not be made or locked.
+#[derive(Debug, thiserror::Error)]
+pub enum DirError {
+    /// The name is in use.
+    #[error(
+        "the name {name} is taken by {path}; choose another, or remove it with: rekindle rm {name}"
+    )]
+    Taken {
+        /// The name.
+        name: VmName,
+        /// The directory that has it.
+        path: PathBuf,
+    },
+    /// Nothing has this name.
+    #[error("no VM is called {name} in {root}")]
+    Missing {
+        /// The name.
+        name: VmName,
+        /// The folder that was searched.
+        root: PathBuf,
+    },
+    /// Another process owns the VM.
+    #[error("{path} is owned by another process")]
+    Owned {
+        /// The VM's directory.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot use {path}")]
+    Io {
+        /// What was to be used.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DirError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        DirError::Io {
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+}
+
+/// Proof that this process owns the VM. The kernel gives it up when the process ends.
+#[derive(Debug)]
+pub struct Ownership {
+    _lock: OwnedFd,
+}
+
+/// While anybody holds it, nobody else makes a VM's directory, takes one over or clears one away. Held for as long as
+/// it takes to make a directory and its owner visible, never while something is waited for.
+#[derive(Debug)]
+pub struct Hold {
+    _lock: OwnedFd,
+}
+
+impl Hold {
+    /// Waits until nobody else holds it.
+    pub fn wait(root: &Root) -> Result<Hold, DirError> {
+        Hold::on(&root.vms())
+    }
+
+    fn on(vms: &Path) -> Result<Hold, DirError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(vms, flags, Mode::empty()).map_err(|e| DirError::io(vms, e))?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))
+            .map_err(|e| DirError::io(vms, e))?;
+        Ok(Hold { _lock: lock })
+    }
+}
+
+impl VmDir {
+    /// [`Hold::wait`] on the folder that this directory is in.
+    pub(crate) fn hold(&self) -> Result<Hold, DirError> {
+        Hold::on(self.path.parent().unwrap_or(&self.path))
+    }
+
+    /// Makes the directory; two that ask for one name at the same time get one success.
+    pub fn create(root: &Root, name: &VmName) -> Result<VmDir, DirError> {
+        let path = root.vms().join(name.as_str());
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(VmDir { path }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(DirError::Taken {
+                name: name.clone(),
+                path,
+            }),
+            Err(e) => Err(DirError::io(path, e)),
+        }
+    }
+
+    /// The directory of a VM that exists.
+    pub fn open(root: &Root, name: &VmName) -> Result<VmDir, DirError> {
+        let path = root.vms().join(name.as_str());
+        match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_dir() => Ok(VmDir { path }),
+            Ok(_) => Err(DirError::io(
+                path,
+                io::Error::from(io::ErrorKind::NotADirectory),
+            )),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(DirError::Missing {
+                name: name.clone(),
+                root: root.vms(),
+            }),
+            Err(e) => Err(DirError::io(path, e)),
+        }
+    }
+
+    /// The names of all VMs, sorted. Entries that are no valid name are not ours and are left out.
+    pub fn list(root: &Root) -> Result<Vec<VmName>, DirError> {
+        let vms = root.vms();
+        let entries = std::fs::read_dir(&vms).map_err(|e| DirError::io(&vms, e))?;
+        let mut names: Vec<VmName> = entries
+            .flatten()
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok())
+            })
+            .collect();
+        names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        Ok(names)
+    }
+
+    /// Takes the ownership of the VM, at once or not at all.
+    pub fn own(&self) -> Result<Ownership, DirError> {
+        let path = self.file(LOCK);
+        let lock = rustix::fs::open(
+            &path,
+            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::RUSR | Mode::WUSR,
+        )
+        .map_err(|e| DirError::io(&path, e))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Ownership { _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(DirError::Owned {
+                path: self.path.clone(),
+            }),
+            Err(e) => Err(DirError::io(path, e)),
+        }
+    }
+
+    /// Removes the directory and all that is in it. Links are removed, never followed.
+    pub fn remove(&self) -> Result<(), DirError> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DirError::io(&self.path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Where the record is.
+    pub fn record(&self) -> PathBuf {
+        self.file(RECORD)
+    }
+
+    /// Where a drive is, absolute.
+    pub fn disk(&self, drive_id: &str) -> PathBuf {
+        self.file(disk_path(drive_id))
+    }
+}
+
+/// A drive's path as Firecracker is told it: relative to the VM's directory.
+pub fn disk_path(drive_id: &str) -> PathBuf {
+    Path::new(DISKS).join(drive_id)
+}

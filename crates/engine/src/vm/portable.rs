@@ -1,0 +1,231 @@
+//! From a VM's record to a snapshot's manifest, and back.
+
+use rekindle_store::manifest::field::InvalidField;
+use rekindle_store::manifest::{
+    Backing, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages,
+    Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion, Vsock as VsockInfo,
+};
+use rekindle_store::unit::{ByteOffset, ByteSize, PAGE_SIZE};
+use rekindle_store::{Root, Snapshot};
+
+use super::compat;
+use super::config::{Access, DirtyPages, Drive, Machine, Nic, Role, Vsock};
+use super::dir::{VSOCK_SOCKET, disk_path};
+use super::record::{Origin, Record};
+use super::restore::RestoreConfig;
+use crate::drives::DriveSource;
+use crate::host;
+
+/// Where Firecracker interrupts the guest's memory on x86-64 (its `arch/x86_64/layout.rs`).
+const GAP_AT: u64 = 3 << 30;
+
+/// Something of a VM cannot be written into a manifest.
+#[derive(Debug, thiserror::Error)]
+#[error("the {what} cannot be written into a snapshot's manifest")]
+pub struct Unportable {
+    /// What it is.
+    pub what: &'static str,
+    /// Why not.
+    #[source]
+    pub source: InvalidField,
+}
+
+/// What the manifest of a snapshot of this VM says, but for what only the files tell.
+pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestParts, Unportable> {
+    let cpu = host::cpu();
+    let version = record.firecracker_version.as_deref().unwrap_or("unknown");
+    let machine = &record.machine;
+    Ok(ManifestParts {
+        kind,
+        firecracker: FirecrackerInfo {
+            version: field("firecracker version", version)?,
+            snapshot_format: field("snapshot format", &compat::format_name(version))?,
+        },
+        host: HostInfo {
+            cpu_vendor: field("processor's vendor", &cpu.vendor)?,
+            cpu_model: field("processor's model", &cpu.model)?,
+            kernel: field("host's kernel release", &host::kernel_release())?,
+        },
+        machine: MachineConfig {
+            vcpus: machine.vcpus,
+            mem_mib: machine.memory_mib,
+            smt: false,
+            track_dirty_pages: machine.dirty_pages == DirtyPages::Tracked,
+            huge_pages: HugePages::None,
+        },
+        boot: boot_info(&record.origin)?,
+        devices: Devices {
+            drives: machine
+                .drives
+                .iter()
+                .map(drive_parts)
+                .collect::<Result<_, _>>()?,
+            interfaces: machine
+                .nics
+                .iter()
+                .map(interface)
+                .collect::<Result<_, _>>()?,
+            vsock: machine.vsock.map(vsock_info).transpose()?,
+            balloon: false,
+        },
+        memory: memory_layout(machine.memory_mib),
+        removed: Vec::new(),
+        notes: Default::default(),
+    })
+}
+
+/// The machine that a restored copy is.
+pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) -> Machine {
+    let manifest = snapshot.manifest();
+    let nics = manifest.devices.interfaces.iter().map(|interface| {
+        let id = interface.id.as_str();
+        let other = config.taps.iter().find(|wanted| wanted.iface_id == id);
+        Nic {
+            id: id.to_owned(),
+            tap: other
+                .map_or(interface.host_dev_name.as_str(), |wanted| &wanted.tap)
+                .to_owned(),
+            mac: interface.guest_mac.as_ref().map(ToString::to_string),
+        }
+    });
+    let drives = manifest
+        .devices
+        .drives
+        .iter()
+        .zip(drives(root, snapshot))
+        .map(|(drive, source)| Drive {
+            id: source.id,
+            source: source.file,
+            access: source.access,
+            role: if drive.root { Role::Root } else { Role::Data },
+        });
+    Machine {
+        vcpus: manifest.machine.vcpus,
+        memory_mib: manifest.machine.mem_mib,
+        dirty_pages: config.dirty_pages,
+        nics: nics.collect(),
+        drives: drives.collect(),
+        vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
+            guest_cid: vsock.cid,
+        }),
+    }
+}
+
+/// Where a copy's drives come from: the snapshot's own layers, and the files that all may read.
+pub(crate) fn drives(root: &Root, snapshot: &Snapshot) -> Vec<DriveSource> {
+    let source = |drive: &rekindle_store::manifest::Drive| {
+        let (file, access) = match &drive.backing {
+            Backing::Layer { file, .. } => (snapshot.dir().join(file), Access::OwnCopy),
+            Backing::Image { name, .. } => (name.path(root), Access::ReadOnly),
+            Backing::Host { path, .. } => (path.as_ref().to_owned(), Access::ReadOnly),
+        };
+        DriveSource {
+            id: drive.id.to_string(),
+            file,
+            access,
+        }
+    };
+    snapshot
+        .manifest()
+        .devices
+        .drives
+        .iter()
+        .map(source)
+        .collect()
+}
+
+fn boot_info(origin: &Origin) -> Result<BootInfo, Unportable> {
+    let Origin::Boot {
+        kernel,
+        initrd,
+        boot_args,
+    } = origin
+    else {
+        return Ok(BootInfo::default());
+    };
+    let path = |what, path: &std::path::Path| field(what, &path.to_string_lossy());
+    Ok(BootInfo {
+        kernel: Some(path("kernel's path", kernel)?),
+        initrd: initrd
+            .as_deref()
+            .map(|initrd| path("initrd's path", initrd))
+            .transpose()?,
+        args: boot_args
+            .as_deref()
+            .map(|args| field("kernel's command line", args))
+            .transpose()?,
+    })
+}
+
+fn drive_parts(drive: &Drive) -> Result<DriveParts, Unportable> {
+    Ok(DriveParts {
+        id: field("drive's id", &drive.id)?,
+        path: field("drive's path", &disk_path(&drive.id).to_string_lossy())?,
+        read_only: drive.access == Access::ReadOnly,
+        root: drive.role == Role::Root,
+        backing: match drive.access {
+            Access::OwnCopy => BackingParts::Layer,
+            Access::ReadOnly => {
+                BackingParts::Host(field("drive's file", &drive.source.to_string_lossy())?)
+            }
+        },
+    })
+}
+
+fn interface(nic: &Nic) -> Result<Interface, Unportable> {
+    Ok(Interface {
+        id: field("interface's id", &nic.id)?,
+        host_dev_name: field("TAP's name", &nic.tap)?,
+        guest_mac: nic
+            .mac
+            .as_deref()
+            .map(|mac| field("MAC address", mac))
+            .transpose()?,
+    })
+}
+
+fn vsock_info(vsock: Vsock) -> Result<VsockInfo, Unportable> {
+    Ok(VsockInfo {
+        uds_path: field("vsock's path", VSOCK_SOCKET)?,
+        cid: vsock.guest_cid,
+    })
+}
+
+fn field<T: std::str::FromStr<Err = InvalidField>>(
+    what: &'static str,
+    text: &str,
+) -> Result<T, Unportable> {
+    text.parse().map_err(|source| Unportable { what, source })
+}
+
+fn memory_layout(mib: u32) -> MemoryLayout {
+    let size = u64::from(mib) << 20;
+    let low = size.min(GAP_AT);
+    let region = |offset, size| MemoryRegion {
+        offset: ByteOffset::new(offset),
+        size: ByteSize::new(size),
+    };
+    let mut regions = vec![region(0, low)];
+    if size > low {
+        regions.push(region(low, size - low));
+    }
+    MemoryLayout {
+        size: ByteSize::new(size),
+        page_size: ByteSize::new(PAGE_SIZE),
+        regions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_above_the_gap_is_a_second_region() {
+        assert_eq!(memory_layout(256).regions.len(), 1);
+        let layout = memory_layout(4096);
+        assert_eq!(layout.regions[0].size, ByteSize::new(3 << 30));
+        assert_eq!(layout.regions[1].offset, ByteOffset::new(3 << 30));
+        assert_eq!(layout.regions[1].size, ByteSize::new(1 << 30));
+    }
+}

@@ -1,0 +1,217 @@
+//! What is known of a VM, on disk: enough for anybody to say what it is, adopt it or end it.
+//!
+//! Written before each step that leaves something behind, replaced by rename. It is not flushed to the
+//! disk: after a crash of the host none of its processes exist any more, and the boot id says so.
+
+use std::io;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use rekindle_firecracker::ProcessId;
+use rekindle_store::{SnapshotId, VmName};
+use serde::{Deserialize, Serialize};
+
+use super::config::{Backend, Machine};
+use super::dir::VmDir;
+use super::state::State;
+
+/// The record version that this program writes, and the newest that it reads.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The largest record that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A VM's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`] of the program that wrote it.
+    pub version: u32,
+    /// The VM's name, which is also its directory's.
+    pub name: VmName,
+    /// What its processes carry as `--id`, unique on this host.
+    pub id: String,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub state: State,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// When its guest first ran, or was loaded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended: Option<Timestamp>,
+    /// When it is to be ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ends_at: Option<Timestamp>,
+    /// What it came from.
+    pub origin: Origin,
+    /// What it is made of.
+    pub machine: Machine,
+    /// Firecracker's process. Absent before the spawn; one spawned but not yet recorded is found by `id`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub firecracker: Option<ProcessId>,
+    /// Firecracker's own version.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub firecracker_version: Option<String>,
+    /// The page server's process.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pager: Option<ProcessId>,
+    /// The snapshot that the next Diff would be based on, where dirty pages are tracked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub diff_base: Option<SnapshotId>,
+    /// A snapshot that is being taken: who adopts the VM must let the guest run again if it ran before.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub capturing: Option<Capturing>,
+    /// How long the steps of boot or restore took.
+    #[serde(default)]
+    pub timings: Timings,
+}
+
+/// What a VM came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Origin {
+    /// Booted from a kernel.
+    Boot {
+        /// The kernel's path.
+        kernel: PathBuf,
+        /// The initial RAM disk's path.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        boot_args: Option<String>,
+    },
+    /// Restored from a snapshot.
+    Restore {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// How its memory comes in.
+        backend: Backend,
+    },
+}
+
+/// What an interrupted snapshot must be undone to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capturing {
+    /// The guest ran before; it must run again.
+    WasRunning,
+    /// The guest was paused before; it stays so.
+    WasPaused,
+}
+
+/// How long the steps took, in microseconds. A step that did not happen is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From Firecracker's spawn to its first answered call.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub api_us: Option<u64>,
+    /// The configuration calls of a boot.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub configure_us: Option<u64>,
+    /// `PUT /snapshot/load`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load_us: Option<u64>,
+    /// Start or resume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub start_us: Option<u64>,
+    /// From Firecracker's spawn to the running (or loaded) guest.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spawn_to_guest_us: Option<u64>,
+    /// From the request to the running (or loaded) guest, all checks and preparations included.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub total_us: Option<u64>,
+}
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("cannot use {path}")]
+    Io {
+        /// The record's path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no record.
+    #[error("{path} is not a VM's record; remove the VM with: rekindle rm --force")]
+    Malformed {
+        /// The record's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It was written by a newer program.
+    #[error(
+        "{path} has record version {found}, this program reads up to {RECORD_VERSION}; use the newer rekindle"
+    )]
+    FromTheFuture {
+        /// The record's path.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+    },
+}
+
+impl Record {
+    /// Reads a VM's record.
+    pub fn read(dir: &VmDir) -> Result<Record, RecordError> {
+        let path = dir.record();
+        let io = |source| RecordError::Io {
+            path: path.clone(),
+            source,
+        };
+        let size = std::fs::symlink_metadata(&path).map_err(io)?.len();
+        if size > MAX_BYTES {
+            return Err(io(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "too large for a record",
+            )));
+        }
+        let text = std::fs::read(&path).map_err(io)?;
+        let malformed = |source| RecordError::Malformed {
+            path: path.clone(),
+            source,
+        };
+        let versioned: Versioned = serde_json::from_slice(&text).map_err(malformed)?;
+        if versioned.version > RECORD_VERSION {
+            return Err(RecordError::FromTheFuture {
+                path,
+                found: versioned.version,
+            });
+        }
+        serde_json::from_slice(&text).map_err(malformed)
+    }
+
+    /// Replaces a VM's record.
+    pub fn write(&self, dir: &VmDir) -> Result<(), RecordError> {
+        let path = dir.record();
+        let io = |source| RecordError::Io {
+            path: path.clone(),
+            source,
+        };
+        let next = path.with_extension("json.next");
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| io(e.into()))?;
+        text.push(b'\n');
+        std::fs::write(&next, text).map_err(io)?;
+        std::fs::rename(&next, &path).map_err(io)
+    }
+}
+
+/// An id for the processes of a new VM: 8 hexadecimal digits, from the kernel's random pool.
+pub(crate) fn fresh_id() -> String {
+    let mut bytes = [0; 4];
+    // Four bytes come whole or not at all once the pool is ready, which it is long before anybody starts a VM.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    format!("{:08x}", u32::from_ne_bytes(bytes))
+}
+
+/// The one field that every version of a record has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}

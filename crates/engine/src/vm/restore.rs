@@ -1,0 +1,557 @@
+//! Restoring: a copy of a snapshot, running or paused, its memory through userfaultfd or mapped.
+//!
+//! ```text
+//!   socket bound ─▶ pager starts ───────────────┐ connects when it has to
+//!                   firecracker starts ─▶ API ──┴─▶ load ─▶ (resume)
+//!                   drives copied ──────────────┘
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rekindle_firecracker::model::{
+    MemoryBackend, NetworkOverride, SnapshotLoadParams, VsockOverride,
+};
+use rekindle_firecracker::{CallError, Client};
+use rekindle_store::flatten::{FlattenError, flatten_to};
+use rekindle_store::snapshot::{LeaseError, OpenError};
+use rekindle_store::store::ChainError;
+use rekindle_store::verify::VerifyError;
+use rekindle_store::{Lease, Snapshot, VmName};
+use serde::{Deserialize, Serialize};
+
+use super::boot::{BootError, Drives, log_tail, new_record};
+use super::claim::Claim;
+use super::compat::{self, Incompatible};
+use super::config::{Backend, DirtyPages};
+use super::console::Console;
+use super::crew::{Lost, Starting};
+use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
+use super::launch::StartError;
+use super::record::{Origin, Record, RecordError};
+use super::state::State;
+use super::{Vm, micros, portable};
+use crate::host::{self, HostError};
+use crate::pager::{PagerError, PagerProcess};
+use crate::{Engine, TapError, taps};
+
+/// How to restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RestoreConfig {
+    /// The copy's name, unique under its root.
+    pub name: VmName,
+    /// How its memory comes in.
+    pub backend: Backend,
+    /// Whether the guest runs at once.
+    pub then: Then,
+    /// Other TAP devices than the snapshot names, by interface id (Firecracker ≥ 1.12).
+    pub taps: Vec<TapOverride>,
+    /// Another path for the vsock socket than the snapshot names (Firecracker ≥ 1.16).
+    pub vsock_path: Option<PathBuf>,
+    /// Whether the guest's clock is set forward (Firecracker ≥ 1.16, 1.15.1, 1.14.4).
+    pub clock: Clock,
+    /// Whether the pages that the guest writes are tracked, for Diff snapshots.
+    pub dirty_pages: DirtyPages,
+    /// Whether all contents are compared with their checksums first.
+    pub check: Check,
+    /// Whether a snapshot from another kind of host is tried all the same.
+    pub mismatch: Mismatch,
+    /// Ends the VM this long after its restore.
+    pub ttl: Option<Duration>,
+}
+
+/// What happens once the snapshot is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// The guest runs.
+    #[default]
+    Run,
+    /// The guest stays paused.
+    StayPaused,
+}
+
+/// A TAP device for one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapOverride {
+    /// The interface, as the snapshot names it.
+    pub iface_id: String,
+    /// The TAP device on this host.
+    pub tap: String,
+}
+
+/// What a restored guest's clock shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// It goes on from the snapshot's time.
+    #[default]
+    GoesOn,
+    /// It jumps to the host's time.
+    SetToHost,
+}
+
+/// How much of a snapshot is checked before it is used. Sizes, manifest and the small files always are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// Not the contents of memory and disks.
+    #[default]
+    Quick,
+    /// Everything.
+    Everything,
+}
+
+/// What to do with a snapshot that was made on another kind of host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mismatch {
+    /// Refuse it.
+    #[default]
+    Refuse,
+    /// Try all the same.
+    TryAnyway,
+}
+
+impl RestoreConfig {
+    /// Runs at once, memory through userfaultfd, everything else as the snapshot has it.
+    pub fn new(name: VmName) -> Self {
+        RestoreConfig {
+            name,
+            backend: Backend::default(),
+            then: Then::default(),
+            taps: Vec::new(),
+            vsock_path: None,
+            clock: Clock::default(),
+            dirty_pages: DirtyPages::default(),
+            check: Check::default(),
+            mismatch: Mismatch::default(),
+            ttl: None,
+        }
+    }
+
+    /// Chooses how the memory comes in.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Leaves the guest paused once it is loaded.
+    pub fn paused(mut self) -> Self {
+        self.then = Then::StayPaused;
+        self
+    }
+
+    /// Puts an interface on another TAP device.
+    pub fn tap(mut self, iface_id: impl Into<String>, tap: impl Into<String>) -> Self {
+        self.taps.push(TapOverride {
+            iface_id: iface_id.into(),
+            tap: tap.into(),
+        });
+        self
+    }
+
+    /// Tracks dirty pages, which Diff snapshots need.
+    pub fn track_dirty_pages(mut self) -> Self {
+        self.dirty_pages = DirtyPages::Tracked;
+        self
+    }
+
+    /// Compares all contents with their checksums first.
+    pub fn verify(mut self) -> Self {
+        self.check = Check::Everything;
+        self
+    }
+}
+
+/// Why a snapshot was not restored. Everything that was made for the copy is gone again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The snapshot, or one that it builds on, cannot be used.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// It is not there any more, or not whole.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its contents are damaged.
+    #[error("the snapshot is damaged")]
+    Verify(#[from] VerifyError),
+    /// It was removed meanwhile.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// It was made on another kind of host, or by a Firecracker that this one does not understand.
+    #[error("the snapshot does not fit this host; --force tries all the same")]
+    Incompatible(#[from] Incompatible),
+    /// This host cannot run it.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A TAP device cannot be used.
+    #[error("the interface {iface_id} needs a TAP device; choose one with --tap {iface_id}=NAME")]
+    Tap {
+        /// The interface.
+        iface_id: String,
+        /// What is wrong with its TAP device.
+        #[source]
+        source: TapError,
+    },
+    /// The snapshot has no such interface.
+    #[error("the snapshot has no network interface {0:?}")]
+    NoSuchInterface(String),
+    /// Its directory could not be made.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The memory of a Diff chain could not be merged for the File backend.
+    #[error("cannot merge the layers of {snapshot} for the file backend")]
+    Merge {
+        /// The snapshot.
+        snapshot: String,
+        /// Why not.
+        #[source]
+        source: FlattenError,
+    },
+    /// Firecracker or the drives could not be prepared.
+    #[error(transparent)]
+    Prepare(#[from] BootError),
+    /// The page server did not start.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// Firecracker refused the snapshot.
+    #[error("firecracker refused the snapshot")]
+    Call(#[from] CallError),
+    /// Firecracker or the page server ended before the guest was loaded.
+    #[error("{who} ended while it loaded the snapshot ({exit}){}", log_tail(.log))]
+    Died {
+        /// Which of the two.
+        who: &'static str,
+        /// How it ended.
+        exit: String,
+        /// The last lines of Firecracker's log.
+        log: Vec<String>,
+    },
+}
+
+impl From<StartError> for RestoreError {
+    fn from(e: StartError) -> Self {
+        RestoreError::Prepare(e.into())
+    }
+}
+
+/// A snapshot that was looked at from all sides, and is held so that nobody removes it.
+#[derive(Debug)]
+struct Source {
+    /// From the Full snapshot to the one that is restored; never empty.
+    layers: Arc<[Snapshot]>,
+    leases: Vec<Lease>,
+}
+
+impl Source {
+    /// The snapshot that is restored.
+    fn tip(&self) -> &Snapshot {
+        &self.layers[self.layers.len() - 1]
+    }
+}
+
+/// Restores a snapshot under a name that is free.
+pub(crate) async fn restore(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    config: RestoreConfig,
+) -> Result<Vm, RestoreError> {
+    let source = examine(engine, snapshot, &config).await?;
+    let claim = Claim::new(engine, &config.name)?;
+    assemble(engine, claim, source, config).await
+}
+
+/// Prepares a copy of a snapshot under a name that is free.
+pub(crate) async fn prepare(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    config: RestoreConfig,
+) -> Result<Prepared, RestoreError> {
+    let source = examine(engine, snapshot, &config).await?;
+    let claim = Claim::new(engine, &config.name)?;
+    prepare_in(engine, claim, source, config)
+}
+
+/// Restores a snapshot in a directory that this process holds.
+pub async fn restore_in(
+    engine: &Engine,
+    claim: Claim,
+    snapshot: &Snapshot,
+    config: RestoreConfig,
+) -> Result<Vm, RestoreError> {
+    let source = examine(engine, snapshot, &config).await?;
+    assemble(engine, claim, source, config).await
+}
+
+/// Everything that can be refused before anything is made; takes the leases.
+async fn examine(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    config: &RestoreConfig,
+) -> Result<Source, RestoreError> {
+    check(snapshot, config)?;
+    // Opened anew: the caller keeps its own, and this one is looked at as it is now.
+    let tip = engine.snapshot(&snapshot.id().to_string())?;
+    let layers: Arc<[Snapshot]> = engine.store().chain(tip)?.into();
+    let leases = layers
+        .iter()
+        .map(Snapshot::lease)
+        .collect::<Result<Vec<_>, _>>()?;
+    if config.check == Check::Everything {
+        let layers = layers.clone();
+        tokio::task::spawn_blocking(move || layers.iter().try_for_each(Snapshot::verify))
+            .await
+            .map_err(|e| BootError::Task(std::io::Error::other(e)))??;
+    }
+    Ok(Source { layers, leases })
+}
+
+/// What can be refused without reading memory or disks.
+pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreError> {
+    host::check_kvm()?;
+    if config.backend == Backend::Uffd {
+        host::check_userfaultfd()?;
+    }
+    let manifest = snapshot.manifest();
+    if config.mismatch == Mismatch::Refuse {
+        compat::check_cpu(manifest.host.cpu_vendor.as_str())?;
+    }
+    for wanted in &config.taps {
+        if !manifest
+            .devices
+            .interfaces
+            .iter()
+            .any(|nic| nic.id.as_str() == wanted.iface_id)
+        {
+            return Err(RestoreError::NoSuchInterface(wanted.iface_id.clone()));
+        }
+    }
+    for nic in &manifest.devices.interfaces {
+        let other = config
+            .taps
+            .iter()
+            .find(|wanted| wanted.iface_id == nic.id.as_str());
+        let tap = other.map_or(nic.host_dev_name.as_str(), |wanted| &wanted.tap);
+        taps::check(tap).map_err(|source| RestoreError::Tap {
+            iface_id: nic.id.to_string(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// A copy that is ready to be loaded: its directory is there, its page server is starting or waits, its drives are
+/// being copied. Dropped, it is undone.
+///
+/// Who keeps some of these in store pays only for [`Prepared::start`] when a copy is wanted.
+#[derive(Debug)]
+pub struct Prepared {
+    // The order is that of undoing, as in `Vm`.
+    starting: Starting,
+    drives: Drives,
+    console: Console,
+    record: Record,
+    claim: Claim,
+    source: Source,
+    config: RestoreConfig,
+    engine: Engine,
+    begun: Instant,
+}
+
+async fn assemble(
+    engine: &Engine,
+    claim: Claim,
+    source: Source,
+    config: RestoreConfig,
+) -> Result<Vm, RestoreError> {
+    prepare_in(engine, claim, source, config)?.start().await
+}
+
+fn prepare_in(
+    engine: &Engine,
+    claim: Claim,
+    source: Source,
+    config: RestoreConfig,
+) -> Result<Prepared, RestoreError> {
+    let begun = Instant::now();
+    let origin = Origin::Restore {
+        snapshot: source.tip().id(),
+        backend: config.backend,
+    };
+    let machine = portable::machine(engine.root(), source.tip(), &config);
+    let mut record = new_record(&config.name, origin, machine);
+    record.ends_at = config
+        .ttl
+        .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
+    record.write(claim.dir())?;
+    let console = Console::open(claim.dir()).map_err(StartError::from)?;
+    let pager = start_pager(engine, claim.dir(), &record, &source, config.backend)?;
+    let starting = Starting::new(claim.dir(), pager);
+    record.pager = starting.pager();
+    let drives = Drives::prepare(
+        claim.dir(),
+        portable::drives(engine.root(), source.tip()).into_iter(),
+    );
+    Ok(Prepared {
+        starting,
+        drives,
+        console,
+        record,
+        claim,
+        source,
+        config,
+        engine: engine.clone(),
+        begun,
+    })
+}
+
+impl Prepared {
+    /// Starts Firecracker, loads the snapshot, and lets the guest run unless it was to stay paused.
+    pub async fn start(self) -> Result<Vm, RestoreError> {
+        let Prepared {
+            mut starting,
+            drives,
+            mut console,
+            mut record,
+            claim,
+            source,
+            config,
+            engine,
+            begun,
+        } = self;
+        let spawned = Instant::now();
+        record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
+        record.write(claim.dir())?;
+        let mut crew = starting.ready().await?;
+        drives.ready().await?;
+        let memory = memory_file(claim.dir(), &source, config.backend).await?;
+        let loaded = crew
+            .guard(async |client| {
+                record.firecracker_version = Some(client.describe().await?.vmm_version);
+                record.timings.api_us = Some(micros(spawned));
+                load(client, &source, &config, &memory, &mut record).await?;
+                record.timings.spawn_to_guest_us = Some(micros(spawned));
+                Ok::<(), RestoreError>(())
+            })
+            .await;
+        match loaded {
+            Ok(answer) => answer?,
+            Err(lost) => return Err(died(lost, &mut console).await),
+        }
+        record.started = Some(Timestamp::now());
+        record.timings.total_us = Some(micros(begun));
+        record.write(claim.dir())?;
+        let leases = source.leases;
+        Ok(Vm::assembled(engine, claim, record, crew, console, leases))
+    }
+}
+
+fn start_pager(
+    engine: &Engine,
+    dir: &VmDir,
+    record: &Record,
+    source: &Source,
+    backend: Backend,
+) -> Result<Option<PagerProcess>, RestoreError> {
+    if backend == Backend::File {
+        return Ok(None);
+    }
+    let program = &engine.programs().rekindle;
+    Ok(Some(PagerProcess::start(
+        program,
+        dir,
+        &record.id,
+        source.tip().dir(),
+    )?))
+}
+
+/// The file that Firecracker maps: the snapshot's own, or a Diff chain merged into the VM's directory.
+async fn memory_file(
+    dir: &VmDir,
+    source: &Source,
+    backend: Backend,
+) -> Result<MemoryBackend, RestoreError> {
+    if backend == Backend::Uffd {
+        return Ok(MemoryBackend::uffd(PAGER_SOCKET));
+    }
+    if source.layers.len() == 1 {
+        return Ok(MemoryBackend::file(source.tip().memory_path()));
+    }
+    let layers = source.layers.clone();
+    let merged = dir.file(MERGED_MEMORY);
+    let target = merged.clone();
+    tokio::task::spawn_blocking(move || flatten_to(&layers, &target))
+        .await
+        .map_err(|e| BootError::Task(std::io::Error::other(e)))?
+        .map_err(|e| RestoreError::Merge {
+            snapshot: source.tip().id().to_string(),
+            source: e,
+        })?;
+    Ok(MemoryBackend::file(merged))
+}
+
+async fn load(
+    client: &Client,
+    source: &Source,
+    config: &RestoreConfig,
+    memory: &MemoryBackend,
+    record: &mut Record,
+) -> Result<(), RestoreError> {
+    if let (Mismatch::Refuse, Some(ours)) = (config.mismatch, &record.firecracker_version) {
+        let theirs = source.tip().manifest().firecracker.version.as_str();
+        compat::check_format(theirs, ours)?;
+    }
+    let begun = Instant::now();
+    let mut body =
+        SnapshotLoadParams::new(source.tip().vmstate_path(), memory.clone()).resume_vm(false);
+    if config.dirty_pages == DirtyPages::Tracked {
+        body = body.track_dirty_pages(true);
+    }
+    if !config.taps.is_empty() {
+        let taps = config
+            .taps
+            .iter()
+            .map(|t| NetworkOverride::new(&t.iface_id, &t.tap));
+        body = body.network_overrides(taps.collect::<Vec<_>>());
+    }
+    if let Some(path) = &config.vsock_path {
+        body = body.vsock_override(VsockOverride::new(path));
+    }
+    if config.clock == Clock::SetToHost {
+        body = body.clock_realtime(true);
+    }
+    client.load_snapshot(&body).await?;
+    record.timings.load_us = Some(micros(begun));
+    record.state = State::Paused;
+    if config.then == Then::Run {
+        let begun = Instant::now();
+        client.resume().await?;
+        record.timings.start_us = Some(micros(begun));
+        record.state = State::Running;
+    }
+    if config.dirty_pages == DirtyPages::Tracked {
+        record.diff_base = Some(source.tip().id());
+    }
+    Ok(())
+}
+
+async fn died(lost: Lost, console: &mut Console) -> RestoreError {
+    console.finish().await;
+    let (who, exit) = match lost {
+        Lost::Firecracker { exit, .. } => ("firecracker", exit),
+        Lost::Pager { exit } => ("the page server", exit),
+    };
+    RestoreError::Died {
+        who,
+        exit,
+        log: console.last_log_lines(super::LOG_LINES),
+    }
+}

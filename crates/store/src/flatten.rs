@@ -1,0 +1,242 @@
+//! A chain of snapshots as one memory.
+//!
+//! ```text
+//! page           0     1     2     3
+//! tip   (Diff)   data  =     =     zero
+//! base  (Full)   data  data  zero  data
+//! Flat           tip   base  zero  zero
+//! ```
+
+use crate::file::{At, FileError, create_new};
+use crate::pages::{LayerKind, PageKind, Pages};
+use crate::snapshot::Snapshot;
+use crate::sparse::copy_range;
+use crate::unit::{ByteSize, PageCount, PageNumber, index, length};
+use std::path::Path;
+use thiserror::Error;
+
+/// The longest chain that is read.
+pub const MAX_LAYERS: usize = 128;
+
+/// Which memory file of a chain, the base being 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerIndex(u8);
+
+/// Where a page of a chain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Nowhere: it is all zeros.
+    Zero,
+    /// In the memory file of that layer, at the page's own offset.
+    Layer(LayerIndex),
+}
+
+/// Pages with one source that follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlatRun {
+    /// The first of them.
+    pub first: PageNumber,
+    /// How many they are.
+    pub count: PageCount,
+    /// Where they are.
+    pub source: Source,
+}
+
+/// For each page of a chain, which layer has it; resolved once, a byte a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flat {
+    memory: ByteSize,
+    // 0 is zero, n + 1 is layer n.
+    sources: Vec<u8>,
+}
+
+/// Why layers are no chain.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FlatError {
+    /// There is no layer.
+    #[error("a chain has at least one snapshot")]
+    Empty,
+    /// There are too many.
+    #[error(
+        "a chain of {layers} snapshots is longer than the {MAX_LAYERS} that are read; flatten it"
+    )]
+    TooLong {
+        /// How many there are.
+        layers: usize,
+    },
+    /// The base leaves pages to a parent, or a later layer does not.
+    #[error("layer {layer} of the chain is of the wrong kind: a Full is followed by Diffs alone")]
+    Kind {
+        /// Its index, from the base.
+        layer: usize,
+    },
+    /// The layers are of different memories.
+    #[error("layer {layer} of the chain has {actual} bytes of memory, and its parent {expected}")]
+    Size {
+        /// Its index, from the base.
+        layer: usize,
+        /// The size of its parent.
+        expected: ByteSize,
+        /// Its size.
+        actual: ByteSize,
+    },
+}
+
+/// Why a chain could not be written as one file.
+#[derive(Debug, Error)]
+pub enum FlattenError {
+    /// The snapshots are no chain.
+    #[error(transparent)]
+    Chain(#[from] FlatError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl LayerIndex {
+    /// The index, from the base.
+    pub fn get(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl Source {
+    const ZERO: u8 = 0;
+
+    fn from_code(code: u8) -> Self {
+        match code.checked_sub(1) {
+            None => Self::Zero,
+            Some(layer) => Self::Layer(LayerIndex(layer)),
+        }
+    }
+}
+
+impl Flat {
+    /// Resolves a chain, base first.
+    ///
+    /// # Errors
+    /// A [`FlatError`] if these layers are no chain.
+    pub fn of(layers: &[&Pages]) -> Result<Self, FlatError> {
+        check_chain(layers)?;
+        let base = layers.first().ok_or(FlatError::Empty)?;
+        let mut sources = vec![Source::ZERO; index(base.len().get())];
+        for (code, layer) in (1_u8..).zip(layers) {
+            for run in layer.runs() {
+                let pages = index(run.first.get())..index(run.first.get() + run.count.get());
+                match run.kind {
+                    PageKind::Zero => sources[pages].fill(Source::ZERO),
+                    PageKind::Data => sources[pages].fill(code),
+                    PageKind::Unchanged => {}
+                }
+            }
+        }
+        Ok(Self {
+            memory: base.memory_size(),
+            sources,
+        })
+    }
+
+    /// The size of the memory.
+    pub fn memory_size(&self) -> ByteSize {
+        self.memory
+    }
+
+    /// Where a page is; `None` beyond the end.
+    pub fn source(&self, page: PageNumber) -> Option<Source> {
+        if page.get() >= length(self.sources.len()) {
+            return None;
+        }
+        Some(Source::from_code(self.sources[index(page.get())]))
+    }
+
+    /// The run that starts at `page`, at most `limit` pages of it; `None` beyond the end or without a limit to fill.
+    pub fn run_from(&self, page: PageNumber, limit: PageCount) -> Option<FlatRun> {
+        if page.get() >= length(self.sources.len()) {
+            return None;
+        }
+        let rest = &self.sources[index(page.get())..];
+        let rest = &rest[..rest.len().min(index(limit.get()))];
+        let code = *rest.first()?;
+        let same = rest.iter().take_while(|&&next| next == code).count();
+        Some(FlatRun {
+            first: page,
+            count: PageCount::new(length(same)),
+            source: Source::from_code(code),
+        })
+    }
+
+    /// All runs from the first page to the last; neighbours differ in source.
+    pub fn runs(&self) -> impl Iterator<Item = FlatRun> {
+        let mut at = PageNumber::new(0);
+        std::iter::from_fn(move || {
+            let run = self.run_from(at, self.memory.pages())?;
+            at = PageNumber::new(run.first.get() + run.count.get());
+            Some(run)
+        })
+    }
+}
+
+fn check_chain(layers: &[&Pages]) -> Result<(), FlatError> {
+    if layers.len() > MAX_LAYERS {
+        return Err(FlatError::TooLong {
+            layers: layers.len(),
+        });
+    }
+    for (layer, pages) in layers.iter().enumerate() {
+        let wanted = if layer == 0 {
+            LayerKind::Full
+        } else {
+            LayerKind::Diff
+        };
+        if pages.layer() != wanted {
+            return Err(FlatError::Kind { layer });
+        }
+        let (expected, actual) = (layers[0].memory_size(), pages.memory_size());
+        if expected != actual {
+            return Err(FlatError::Size {
+                layer,
+                expected,
+                actual,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the memory of a chain, base first, into the new sparse file `path`, for Firecracker's File backend.
+///
+/// If that fails, `path` is gone again. The file is not yet durable.
+///
+/// # Errors
+/// [`FlattenError::Chain`] if the snapshots are no chain; [`FlattenError::File`] if a file cannot be read or
+/// written, or `path` exists.
+pub fn flatten_to(chain: &[Snapshot], path: &Path) -> Result<(), FlattenError> {
+    let pages: Vec<&Pages> = chain.iter().map(Snapshot::pages).collect();
+    let flat = Flat::of(&pages)?;
+    let memories = chain
+        .iter()
+        .map(Snapshot::open_memory)
+        .collect::<Result<Vec<_>, _>>()?;
+    let out = create_new(path)?;
+    let write = || {
+        out.set_len(flat.memory_size().get())?;
+        for run in flat.runs() {
+            if let Source::Layer(layer) = run.source {
+                let start = run.first.offset().get();
+                copy_range(
+                    &memories[layer.get()],
+                    &out,
+                    start..start + run.count.bytes().get(),
+                )?;
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let written = write().at("write", path);
+    if written.is_err() {
+        // The error that matters is the first one.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(written?)
+}

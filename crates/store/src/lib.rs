@@ -1,0 +1,38 @@
+//! Firecracker snapshots on disk: layout, manifest, publish, verify, remove.
+//!
+//! ```text
+//! Store::begin ──► Draft in tmp/<id>  ──publish──►  Snapshot in snapshots/<id>  ──remove──► gone
+//!                    │ exclusive lock                 │ shared locks: Lease
+//!                    └ dropped or dead: collected     └ present means whole; never written to again
+//! ```
+//!
+//! A snapshot is a directory that explains itself: see [`manifest`] for what it says, [`pages`] for how
+//! its memory is described page by page, and `docs/snapshot-format.md` for the bytes. A chain of Diff
+//! snapshots is read through a [`flatten::Flat`], which says for each page which layer has it.
+//!
+//! Locks are `flock` on directories, so they end with the process that holds them, however it ends.
+#![forbid(unsafe_code)]
+
+pub mod collect;
+pub mod digest;
+pub mod disk;
+pub mod file;
+pub mod flatten;
+pub mod image;
+pub mod layout;
+pub mod manifest;
+pub mod names;
+pub mod pages;
+pub mod publish;
+mod seal;
+pub mod snapshot;
+mod sparse;
+pub mod store;
+pub mod unit;
+pub mod verify;
+
+pub use layout::{Root, SnapshotId, SnapshotName, VmName};
+pub use manifest::{Manifest, ManifestParts};
+pub use publish::Draft;
+pub use snapshot::{Lease, Snapshot};
+pub use store::Store;

@@ -1,0 +1,10 @@
+//! Snapshots as their users see them: made, broken, chained and removed.
+
+mod chain;
+mod collect;
+mod damage;
+mod disk;
+mod fixture;
+mod publish;
+mod remove;
+mod small_disk;

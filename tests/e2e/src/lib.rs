@@ -1,0 +1,25 @@
+//! Stories with a real Firecracker, told through the program `rekindle` as a person would use it.
+//!
+//! ```text
+//!   story ─▶ Rekindle ─ does("pause web") ─▶ the program, in a state directory of its own
+//!              │
+//!              └─ leaves_nothing() ─▶ every VM and snapshot removed, and nothing of them is left on the host
+//! ```
+//!
+//! `REKINDLE_BIN` names the program; without it, it is the one that cargo built beside the test
+//! (`cargo build -p rekindle` makes it). `REKINDLE_FIRECRACKER` names Firecracker.
+#![forbid(unsafe_code)]
+
+mod listener;
+mod program;
+mod rekindle;
+mod said;
+
+pub use listener::{Listener, sequence};
+pub use rekindle::{Rekindle, Role, finish, wait_for};
+pub use said::Said;
+
+use std::time::Duration;
+
+/// How long anything that ought to happen at once may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(60);

@@ -1,0 +1,164 @@
+//! Copies of a Linux guest, copies of copies, and Diffs.
+
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rekindle_kit::story::Story;
+
+use crate::console::Linux;
+use crate::story;
+
+/// Counts in memory, on the disk and on the console.
+const COUNT: &str = "n=0; while sleep 0.2; do n=$((n+1)); echo $n > /n; done &\n";
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story(
+            "three copies on TAPs of their own count on from where the original stood",
+            three_copies,
+        ),
+        story(
+            "a copy of a copy, and a Diff on top, are in the later state",
+            later_states,
+        ),
+    ]
+}
+
+fn number(linux: &Linux, vm: &str) -> anyhow::Result<u64> {
+    let said = linux.asks(vm, "cat /n")?;
+    said.trim()
+        .parse()
+        .with_context(|| format!("{vm} said {said:?}"))
+}
+
+fn three_copies(linux: &Linux) -> anyhow::Result<()> {
+    let taps = Taps::make(4)?;
+    linux.boots("base", &format!("--tap {}", taps.name(0)))?;
+    linux.types("base", COUNT)?;
+    sleep(Duration::from_secs(2));
+    let before = number(linux, "base")?;
+    ensure!(before > 0, "it does not count");
+    linux.rekindle.does("pause base")?;
+    let still = linux.rekindle.last_output("base")?;
+    linux
+        .rekindle
+        .does("snapshot create base --name counting")?;
+    ensure!(
+        linux.rekindle.state_of("base")? == "paused",
+        "the snapshot resumed it"
+    );
+    ensure!(
+        linux.rekindle.last_output("base")? == still,
+        "it went on while paused"
+    );
+    linux.rekindle.does("rm --force base")?;
+
+    for copy in 1..=3 {
+        linux.rekindle.does(&format!(
+            "restore counting --name copy-{copy} --tap {}",
+            taps.name(copy)
+        ))?;
+    }
+    for copy in 1..=3 {
+        let vm = format!("copy-{copy}");
+        let first = number(linux, &vm)?;
+        ensure!(
+            first >= before,
+            "{vm} counts from {first}, the original was at {before}"
+        );
+        sleep(Duration::from_secs(1));
+        ensure!(number(linux, &vm)? > first, "{vm} stands still");
+        let mac = linux.asks(&vm, "cat /sys/class/net/eth0/address")?;
+        ensure!(
+            mac.split(':').count() == 6,
+            "{vm} has no interface: {mac:?}"
+        );
+    }
+    let refusal = linux
+        .rekindle
+        .refuses("restore counting --name copy-4 --tap rk-lin-none")?;
+    ensure!(refusal.contains("rk-lin-none"), "{refusal}");
+    for copy in 1..=3 {
+        linux.rekindle.does(&format!("rm --force copy-{copy}"))?;
+    }
+    taps.remove()
+}
+
+fn later_states(linux: &Linux) -> anyhow::Result<()> {
+    linux.boots("base", "--track-dirty-pages")?;
+    linux.types("base", "word=first; echo $word > /word\n")?;
+    ensure!(linux.asks("base", "echo $word $(cat /word)")? == "first first");
+    linux.rekindle.does("snapshot create base --name full")?;
+    linux.types("base", "word=second; echo $word > /word\n")?;
+    ensure!(linux.asks("base", "echo $word $(cat /word)")? == "second second");
+    linux
+        .rekindle
+        .does("snapshot create base --diff --name diff")?;
+    linux.rekindle.does("rm --force base")?;
+
+    linux.rekindle.does("restore full --name early")?;
+    linux.rekindle.does("restore diff --name late")?;
+    linux
+        .rekindle
+        .does("restore diff --name mapped --backend file")?;
+    ensure!(linux.asks("early", "echo $word $(cat /word)")? == "first first");
+    ensure!(linux.asks("late", "echo $word $(cat /word)")? == "second second");
+    ensure!(linux.asks("mapped", "echo $word $(cat /word)")? == "second second");
+
+    linux.types("late", "word=third; echo $word > /word\n")?;
+    ensure!(linux.asks("late", "echo $word $(cat /word)")? == "third third");
+    linux.rekindle.does("snapshot create late --name again")?;
+    linux.rekindle.does("restore again --name copy")?;
+    ensure!(linux.asks("copy", "echo $word $(cat /word)")? == "third third");
+    Ok(())
+}
+
+/// TAP devices that are gone when this is, also when a story fails.
+struct Taps(Vec<String>);
+
+impl Taps {
+    fn make(count: usize) -> anyhow::Result<Taps> {
+        let mut taps = Taps(Vec::new());
+        for n in 0..count {
+            // Not the prefix that other stories, told at the same time, watch.
+            let name = format!("rk-lin-{n}");
+            ip(&["tuntap", "add", "dev", &name, "mode", "tap"])?;
+            taps.0.push(name);
+        }
+        Ok(taps)
+    }
+
+    /// Removes them, and proves it.
+    fn remove(mut self) -> anyhow::Result<()> {
+        for name in self.0.drain(..) {
+            ip(&["link", "del", "dev", &name])?;
+            let link = std::path::Path::new("/sys/class/net").join(&name);
+            ensure!(!link.exists(), "{name} is still there");
+        }
+        Ok(())
+    }
+
+    fn name(&self, n: usize) -> &str {
+        &self.0[n]
+    }
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            let _ = ip(&["link", "del", "dev", name]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new("ip")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .status();
+    let status = status.context("cannot run ip (Debian's iproute2)")?;
+    ensure!(status.success(), "ip {}: {status}", arguments.join(" "));
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Stories with Linux guests: in the lab, and wherever else KVM runs an unmodified Linux.
+
+mod console;
+mod disks;
+mod lineage;
+mod programs;
+
+use std::process::ExitCode;
+
+use console::Linux;
+use rekindle_kit::story::{Story, main as run};
+
+fn main() -> ExitCode {
+    let stories = [programs::stories(), lineage::stories(), disks::stories()];
+    run(stories.into_iter().flatten().collect())
+}
+
+/// A story with Linux guests in a state directory of its own, which must be left empty.
+fn story(name: &'static str, tell: fn(&Linux) -> anyhow::Result<()>) -> Story {
+    Story::new(name, move || {
+        let linux = Linux::new()?;
+        tell(&linux)?;
+        linux.rekindle.leaves_nothing()
+    })
+    .within(std::time::Duration::from_secs(300))
+}

@@ -1,0 +1,293 @@
+//! A host that lacks something: no KVM, no rights, no room on the disk. Told before anything is changed, or everything is
+//! as it was.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rekindle_e2e::{Rekindle, Said, finish};
+use rekindle_kit::guest::{Counter, Mib, Ticks};
+use rekindle_kit::require::requires_root;
+use rekindle_kit::story::Story;
+
+use crate::bare::counter;
+use crate::story;
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story("without /dev/kvm nothing is started", no_kvm),
+        story(
+            "without rights to /dev/kvm nothing is started",
+            no_rights_to_kvm,
+        ),
+        story(
+            "without rights to userfaultfd the file backend is named",
+            no_rights_to_userfaultfd,
+        ),
+        Story::new(
+            "a disk that is full in a snapshot leaves the VM running",
+            full_in_a_snapshot,
+        ),
+        Story::new(
+            "a disk that is full at a start leaves nothing",
+            full_at_a_start,
+        ),
+        Story::new(
+            "a disk that is full while a guest prints costs lines only",
+            full_while_it_prints,
+        ),
+    ]
+}
+
+/// A user of no rights.
+const NOBODY: u32 = 65_534;
+
+/// What `/dev/kvm` and `/dev/userfaultfd` are for a command.
+struct Devices {
+    kvm: Option<&'static str>,
+    userfaultfd: &'static str,
+}
+
+/// A command of the program by a user of no rights, in a mount namespace where `/dev` has only these devices.
+fn elsewhere(rekindle: &Rekindle, devices: &Devices, line: &str) -> anyhow::Result<Said> {
+    requires_root()?;
+    let make = |name: &str, mode: &str| -> anyhow::Result<String> {
+        let device = fs::metadata(format!("/dev/{name}"))?.rdev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        Ok(format!("mknod -m {mode} /dev/{name} c {major} {minor}; "))
+    };
+    let mut script = "set -e; mount -t tmpfs -o mode=755 none /dev; ".to_owned();
+    script += &make("null", "666")?;
+    script += &make("userfaultfd", devices.userfaultfd)?;
+    if let Some(mode) = devices.kvm {
+        script += &make("kvm", mode)?;
+    }
+    let program = reachable(rekindle, rekindle.program(), "its-rekindle")?;
+    let firecracker = reachable(rekindle, rekindle.firecracker(), "its-firecracker")?;
+    let program = program.display();
+    script +=
+        &format!("exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups {program} {line}");
+    let mut command: Command = rekindle.other("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .env("REKINDLE_FIRECRACKER", firecracker);
+    finish(command, line)
+}
+
+/// A program where the user of no rights can get at it: where it was built may be closed to him.
+fn reachable(rekindle: &Rekindle, program: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let copy = rekindle.file(name);
+    if !copy.exists() {
+        fs::copy(program, &copy)?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(copy)
+}
+
+/// Lets the user of no rights work here.
+fn given_away(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let place = rekindle
+        .state()
+        .parent()
+        .context("it is in the story's place")?;
+    fs::set_permissions(place, fs::Permissions::from_mode(0o711))?;
+    chown(rekindle.state(), Some(NOBODY), Some(NOBODY))?;
+    for part in fs::read_dir(rekindle.state())? {
+        chown(part?.path(), Some(NOBODY), Some(NOBODY))?;
+    }
+    Ok(())
+}
+
+fn no_kvm(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    given_away(rekindle)?;
+    let devices = Devices {
+        kvm: None,
+        userfaultfd: "666",
+    };
+    let said = elsewhere(
+        rekindle,
+        &devices,
+        &format!("run {guest} --name c --detach"),
+    )?
+    .refused(125)?;
+    ensure!(said.contains("there is no /dev/kvm"), "{said}");
+    ensure!(rekindle.vms()?.is_empty());
+    let said = elsewhere(rekindle, &devices, "doctor")?;
+    ensure!(said.out.contains("/dev/kvm"), "{said:?}");
+    Ok(())
+}
+
+fn no_rights_to_kvm(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    rekindle.boots("original", &counter())?;
+    rekindle.does("snapshot create original --name base")?;
+    rekindle.does("rm --force original")?;
+    let devices = Devices {
+        kvm: Some("600"),
+        userfaultfd: "666",
+    };
+    given_away(rekindle)?;
+    let mine = rekindle.state().join("snapshots");
+    give(&mine)?;
+    for (line, status) in [
+        (format!("run {guest} --name c --detach"), 125),
+        ("restore base --name c".to_owned(), 1),
+        ("restore base --name c --backend file".to_owned(), 1),
+    ] {
+        let said = elsewhere(rekindle, &devices, &line)?.refused(status)?;
+        ensure!(said.contains("/dev/kvm may not be opened"), "{said}");
+        ensure!(rekindle.vms()?.is_empty(), "`{line}` left a VM");
+    }
+    Ok(())
+}
+
+/// All below a directory goes to the user of no rights.
+fn give(directory: &Path) -> anyhow::Result<()> {
+    chown(directory, Some(NOBODY), Some(NOBODY))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            give(&entry.path())?;
+        } else {
+            chown(entry.path(), Some(NOBODY), Some(NOBODY))?;
+        }
+    }
+    Ok(())
+}
+
+fn no_rights_to_userfaultfd(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    given_away(rekindle)?;
+    let devices = Devices {
+        kvm: Some("666"),
+        userfaultfd: "600",
+    };
+    elsewhere(
+        rekindle,
+        &devices,
+        &format!("run {guest} --name c --detach"),
+    )?
+    .done()?;
+    rekindle.follows("c")?.counts(3)?;
+    elsewhere(rekindle, &devices, "snapshot create c --name base")?.done()?;
+    let said = elsewhere(rekindle, &devices, "restore base --name copy")?.refused(1)?;
+    ensure!(
+        said.contains("userfaultfd") && said.contains("--backend file"),
+        "{said}"
+    );
+    ensure!(rekindle.vms()?.len() == 1);
+    elsewhere(
+        rekindle,
+        &devices,
+        "restore base --name copy --backend file",
+    )?
+    .done()?;
+    rekindle.follows("copy")?.counts(3)?;
+    Ok(())
+}
+
+fn full_in_a_snapshot() -> anyhow::Result<()> {
+    let rekindle = Rekindle::on_a_disk_of(Mib(24))?;
+    rekindle.boots("c", &counter())?;
+    let mut guest = rekindle.follows("c")?;
+    guest.counts(3)?;
+    for paused in [false, true, false] {
+        if paused {
+            rekindle.does("pause c")?;
+        }
+        let said = rekindle.refuses("snapshot create c --name big")?;
+        ensure!(said.contains("No space left"), "{said}");
+        let state = rekindle.state_of("c")?;
+        ensure!(
+            state == if paused { "paused" } else { "running" },
+            "{state}"
+        );
+        rekindle.does("resume c")?;
+        guest.counts(5)?;
+        let drafts = fs::read_dir(rekindle.state().join("tmp"))?.count();
+        ensure!(drafts == 0, "{drafts} drafts are left");
+        ensure!(rekindle.tells("snapshot ls --json")? == serde_json::json!([]));
+        let names = fs::read_dir(rekindle.state().join("names"))?.count();
+        ensure!(names == 0, "the name is taken");
+    }
+    drop(guest);
+    rekindle.leaves_nothing()
+}
+
+fn full_at_a_start() -> anyhow::Result<()> {
+    let rekindle = Rekindle::on_a_disk_of(Mib(48))?;
+    rekindle.boots("original", &counter())?;
+    rekindle.does("snapshot create original --name base")?;
+    let guest = rekindle.guest(&counter())?;
+    let ballast = rekindle.state().join("ballast");
+    // To the last block, and with a little left: for a record, and not for a log, say.
+    for left in [0, 4, 8, 12, 16, 24, 32, 48] {
+        let free = rustix::fs::statvfs(rekindle.state())?;
+        let size = (free.f_bavail * free.f_frsize).saturating_sub(left << 10);
+        fs::write(&ballast, vec![1; usize::try_from(size)?])?;
+        for (line, status) in [
+            (format!("run {guest} --name full --detach"), 125),
+            ("restore base --name full".to_owned(), 1),
+            ("restore base --name full --backend file".to_owned(), 1),
+        ] {
+            let said = rekindle.tries(&line)?;
+            let label = || format!("{left} KiB left: {said:?}");
+            if said.status != Some(0) {
+                let error = said.clone().refused(status).with_context(label)?;
+                ensure!(error.contains("No space left"), "{}", label());
+            }
+            fs::remove_file(&ballast)?;
+            let vms = rekindle.vms()?;
+            ensure!(
+                said.status == Some(0) || vms.len() == 1,
+                "{}: {vms:?}",
+                label()
+            );
+            if said.status == Some(0) {
+                rekindle.does("rm --force full")?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            let processes = rekindle.processes()?;
+            ensure!(processes.len() == 3, "{}: {processes:?}", label());
+            fs::write(&ballast, vec![1; usize::try_from(size)?])?;
+        }
+        fs::remove_file(&ballast)?;
+    }
+    rekindle.follows("original")?.counts(5)?;
+    rekindle.leaves_nothing()
+}
+
+/// The guest would stand still for ever if nobody took its output any more.
+fn full_while_it_prints() -> anyhow::Result<()> {
+    let rekindle = Rekindle::on_a_disk_of(Mib(8))?;
+    let talker = Counter {
+        memory: Mib(32),
+        pause: Ticks(100_000),
+    };
+    rekindle.boots("c", &talker.guest())?;
+    rekindle.follows("c")?.counts(3)?;
+    let ballast = rekindle.state().join("ballast");
+    let full = fs::write(&ballast, vec![1; 16 << 20]);
+    ensure!(full.is_err(), "the disk is not full");
+    let room = rekindle.output("c")?.len();
+    std::thread::sleep(Duration::from_millis(700));
+    let stuck = rekindle.output("c")?.len();
+    ensure!(stuck - room <= 4096, "{room} bytes grew to {stuck}");
+    let vms = rekindle.vms()?;
+    ensure!(vms[0]["state"] == "running", "{vms:?}");
+    fs::remove_file(&ballast)?;
+    let seen = rekindle.output("c")?.lines().count();
+    let mut guest = rekindle.follows("c")?;
+    for _ in 0..seen + 5 {
+        guest.hears("\n")?;
+    }
+    drop(guest);
+    rekindle.does("pause c")?;
+    rekindle.does("stop c")?;
+    rekindle.leaves_nothing()
+}

@@ -1,0 +1,485 @@
+//! SIGKILL for any process of a VM, at any moment of its life: the next command tells the truth within a second, what
+//! can go on goes on, and nothing stays behind.
+//!
+//! `REKINDLE_KILLS` says how many kills at random moments there are; `REKINDLE_SEED` repeats a run.
+
+use std::env;
+use std::fmt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
+use rekindle_kit::processes::Process;
+use rekindle_kit::story::Story;
+use serde_json::Value;
+
+use crate::bare::{counter, pattern};
+use crate::story;
+
+/// How many kills at random moments there are unless `REKINDLE_KILLS` says otherwise.
+const KILLS: u64 = 12;
+/// The next command has so long to tell the truth.
+const TRUTH: Duration = Duration::from_secs(1);
+
+pub(crate) fn stories() -> Vec<Story> {
+    let soak = Duration::from_secs(120)
+        + Duration::from_secs(10) * u32::try_from(kills()).unwrap_or(u32::MAX);
+    vec![
+        story(
+            "a killed monitor is replaced and the guest goes on",
+            a_killed_monitor,
+        ),
+        story(
+            "a monitor without its keeper is replaced by the next command",
+            keeper_and_monitor,
+        ),
+        story(
+            "a killed page server ends the VM and is named",
+            a_killed_pager,
+        ),
+        story(
+            "a VM whose snapshot is gone is taken up after a kill",
+            without_its_snapshot,
+        ),
+        story("all that runs is killed in one instant", all_at_once),
+        story(
+            "a killed firecracker is told by the next command",
+            nobody_left_to_tell,
+        ),
+        story(
+            "a monitor killed in a snapshot leaves the guest running",
+            killed_in_a_snapshot,
+        ),
+        story(
+            "a start killed at each step is finished or gone",
+            each_step_of_a_start,
+        ),
+        story(
+            "a process killed at a random moment leaves nothing",
+            random_moments,
+        )
+        .within(soak),
+    ]
+}
+
+fn kills() -> u64 {
+    let given = env::var("REKINDLE_KILLS").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+}
+
+/// Whom a kill hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// The verb that was typed.
+    Verb,
+    /// One process of the VM.
+    One(Role),
+    /// All at once.
+    All,
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Victim::Verb => f.write_str("the verb"),
+            Victim::One(role) => write!(f, "the {role:?}"),
+            Victim::All => f.write_str("everything"),
+        }
+    }
+}
+
+const VICTIMS: [Victim; 6] = [
+    Victim::Verb,
+    Victim::One(Role::Keeper),
+    Victim::One(Role::Monitor),
+    Victim::One(Role::Firecracker),
+    Victim::One(Role::Pager),
+    Victim::All,
+];
+
+/// Kills it if it is there; says whether it was.
+fn kill(rekindle: &Rekindle, victim: Victim) -> anyhow::Result<bool> {
+    let meant = |role: Role| match victim {
+        Victim::Verb => role == Role::Verb,
+        Victim::One(one) => role == one,
+        Victim::All => true,
+    };
+    let mut found = false;
+    // The keeper first: it starts others.
+    for (role, process) in rekindle.processes()? {
+        if meant(role) {
+            // It may have ended by itself meanwhile.
+            found |= process.kill(SOON).is_ok();
+        }
+    }
+    Ok(found)
+}
+
+fn one(rekindle: &Rekindle, role: Role) -> anyhow::Result<Process> {
+    let mut all = rekindle.processes()?.into_iter();
+    let found = all.find(|(its, _)| *its == role);
+    Ok(found.with_context(|| format!("no {role:?}"))?.1)
+}
+
+/// What the next command says, which must be true.
+fn truth(rekindle: &Rekindle) -> anyhow::Result<Vec<Value>> {
+    let vms = asked(rekindle)?;
+    let is_starting = |vm: &Value| vm["state"] == "starting" || vm["state"] == "configured";
+    if vms.iter().any(is_starting) && rekindle.processes()?.is_empty() {
+        // It was, and has failed since.
+        let vms = asked(rekindle)?;
+        ensure!(!vms.iter().any(is_starting), "nobody starts it: {vms:?}");
+        return Ok(vms);
+    }
+    Ok(vms)
+}
+
+/// Asks once, and compares what is said with what is: states that are alive have their processes, and nobody else
+/// has any.
+fn asked(rekindle: &Rekindle) -> anyhow::Result<Vec<Value>> {
+    let said = rekindle.tries("ps --json")?;
+    ensure!(said.took < TRUTH, "the truth took {:?}", said.took);
+    let Value::Array(vms) = said.clone().json()? else {
+        anyhow::bail!("{said:?}");
+    };
+    let processes = rekindle.processes()?;
+    for vm in &vms {
+        let state = vm["state"].as_str().context("a state")?;
+        let is_there = |id: &Value| {
+            let pid = id["pid"].as_i64();
+            processes
+                .iter()
+                .any(|(_, process)| Some(i64::from(process.pid())) == pid)
+        };
+        match state {
+            "running" | "paused" => {
+                ensure!(is_there(&vm["firecracker"]), "{vm}, but {processes:?}");
+                let has_pager = !vm["pager"].is_null();
+                ensure!(
+                    !has_pager || is_there(&vm["pager"]),
+                    "{vm}, but {processes:?}"
+                );
+            }
+            "starting" | "configured" => {}
+            "stopped" | "failed" => {
+                ensure!(
+                    !is_there(&vm["firecracker"]) && !is_there(&vm["pager"]),
+                    "{vm}, but {processes:?}"
+                );
+            }
+            other => anyhow::bail!("{other}: {said:?}"),
+        }
+    }
+    // A verb may be about to start one.
+    if vms.is_empty() && !processes.iter().any(|(role, _)| *role == Role::Verb) {
+        let left = rekindle.processes()?;
+        ensure!(left.is_empty(), "no VM, but {left:?}");
+    }
+    Ok(vms)
+}
+
+/// The guest prints lines that it had not printed. What a killed monitor was about to write down may be missing.
+fn goes_on(rekindle: &Rekindle, vm: &str) -> anyhow::Result<()> {
+    let seen = rekindle.output(vm)?.matches('\n').count();
+    let mut guest = rekindle.follows(vm)?;
+    for _ in 0..seen + 2 {
+        guest.hears("\n")?;
+    }
+    Ok(())
+}
+
+/// A running original, a snapshot of it, and a lazily restored copy of that.
+fn a_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_snapshot(rekindle)?;
+    rekindle.does("restore base --name copy --track-dirty-pages")?;
+    goes_on(rekindle, "copy")
+}
+
+fn a_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
+    rekindle.boots("original", &counter())?;
+    rekindle.follows("original")?.counts(2)?;
+    rekindle.does("snapshot create original --name base")?;
+    rekindle.does("rm --force original")?;
+    Ok(())
+}
+
+/// Waits until something is so; nothing announces it.
+fn until(what: &str, mut is_so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + SOON;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not so: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn a_killed_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_copy(rekindle)?;
+    for _ in 0..3 {
+        let monitor = one(rekindle, Role::Monitor)?;
+        let firecracker = one(rekindle, Role::Firecracker)?;
+        monitor.kill(SOON)?;
+        let vms = truth(rekindle)?;
+        ensure!(vms[0]["state"] == "running", "{vms:?}");
+        ensure!(one(rekindle, Role::Firecracker)? == firecracker);
+        ensure!(one(rekindle, Role::Monitor)?.pid() != monitor.pid());
+        goes_on(rekindle, "copy")?;
+    }
+    // Every verb works on what was taken up.
+    rekindle.does("pause copy")?;
+    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    rekindle.does("resume copy")?;
+    rekindle.does("snapshot create copy")?;
+    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    rekindle.does("stop copy --grace 0")?;
+    ensure!(rekindle.state_of("copy")? == "stopped");
+    Ok(())
+}
+
+fn keeper_and_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_copy(rekindle)?;
+    one(rekindle, Role::Keeper)?.kill(SOON)?;
+    goes_on(rekindle, "copy")?;
+    truth(rekindle)?;
+    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    let said = rekindle.tries("ps --json")?;
+    ensure!(said.took < TRUTH, "{said:?}");
+    ensure!(
+        said.err
+            .contains("the monitor of copy was dead; the VM is running now"),
+        "{said:?}"
+    );
+    ensure!(said.json()?[0]["state"] == "running");
+    goes_on(rekindle, "copy")?;
+    one(rekindle, Role::Keeper)?;
+    let said = rekindle.tries("ps --json")?;
+    ensure!(said.err.is_empty(), "{said:?}");
+    Ok(())
+}
+
+/// With the File backend nobody but the monitor holds the snapshot, so it can be removed while there is none.
+fn without_its_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_snapshot(rekindle)?;
+    rekindle.does("restore base --name copy --backend file")?;
+    rekindle.refuses("snapshot rm base")?;
+    for role in [Role::Keeper, Role::Monitor] {
+        one(rekindle, role)?.kill(SOON)?;
+    }
+    rekindle.does("snapshot rm base")?;
+    ensure!(truth(rekindle)?[0]["state"] == "running");
+    goes_on(rekindle, "copy")?;
+    rekindle.does("snapshot create copy --name again")?;
+    rekindle.does("snapshot verify again")?;
+    Ok(())
+}
+
+fn a_killed_pager(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_copy(rekindle)?;
+    one(rekindle, Role::Pager)?.kill(SOON)?;
+    rekindle.tries("wait copy")?.refused(1)?;
+    let vms = truth(rekindle)?;
+    ensure!(vms[0]["state"] == "failed", "{vms:?}");
+    ensure!(vms[0]["why"]["kind"] == "pager_died", "{vms:?}");
+    rekindle.does("rm copy")?;
+    rekindle.does("restore base --name copy")?;
+    goes_on(rekindle, "copy")
+}
+
+fn all_at_once(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_copy(rekindle)?;
+    kill(rekindle, Victim::All)?;
+    let vms = truth(rekindle)?;
+    ensure!(
+        vms[0]["state"] == "failed" && vms[0]["why"]["kind"] == "vanished",
+        "{vms:?}"
+    );
+    rekindle.does("rm copy")?;
+    rekindle.does("restore base --name copy")?;
+    goes_on(rekindle, "copy")
+}
+
+/// Firecracker dies when its monitor and keeper are dead already.
+fn nobody_left_to_tell(rekindle: &Rekindle) -> anyhow::Result<()> {
+    for role in [Role::Firecracker, Role::Pager] {
+        rekindle.tries("rm --force copy original")?;
+        rekindle.tries("snapshot rm base")?;
+        a_copy(rekindle)?;
+        for role in [Role::Keeper, Role::Monitor, role] {
+            one(rekindle, role)?.kill(SOON)?;
+        }
+        let vms = truth(rekindle)?;
+        ensure!(
+            vms[0]["state"] == "failed" && vms[0]["why"]["kind"] == "vanished",
+            "{vms:?}"
+        );
+    }
+    Ok(())
+}
+
+fn killed_in_a_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
+    rekindle.boots("c", &pattern())?;
+    rekindle.follows("c")?.hears("vg")?;
+    for delay in [0, 3, 6, 12, 25, 50] {
+        let before = rekindle.output("c")?.len();
+        let mut create = rekindle.command("snapshot create c --name torn");
+        let mut create = create.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        until("the snapshot has begun", || {
+            Ok(begun(rekindle)? || create.try_wait()?.is_some())
+        })?;
+        std::thread::sleep(Duration::from_millis(delay));
+        one(rekindle, Role::Monitor)?.kill(SOON)?;
+        let status = wait_for(&mut create, SOON)?;
+        let vms = truth(rekindle)?;
+        ensure!(vms[0]["state"] == "running", "after {delay} ms: {vms:?}");
+        let mut guest = rekindle.follows("c")?;
+        let mut heard = guest.hears("v")?;
+        while heard.len() <= before + 1 {
+            heard += &guest.hears("v")?;
+        }
+        // What was begun is whole, or not there, and its name is free.
+        let listed = rekindle.tells("snapshot ls --json")?;
+        let names = listed.as_array().context("a list")?;
+        ensure!(names.iter().all(|row| row["error"].is_null()), "{listed}");
+        ensure!(
+            !status.success() || names.len() == 1,
+            "it was said to be done: {listed}"
+        );
+        if names.is_empty() {
+            rekindle.does("snapshot create c --name torn")?;
+        }
+        rekindle.does("snapshot verify torn")?;
+        rekindle.does("snapshot rm torn")?;
+        until("the draft is gone", || Ok(!begun(rekindle)?))?;
+    }
+    Ok(())
+}
+
+/// Whether a snapshot is being made.
+fn begun(rekindle: &Rekindle) -> anyhow::Result<bool> {
+    Ok(std::fs::read_dir(rekindle.state().join("tmp"))?
+        .next()
+        .is_some())
+}
+
+/// What appears in a VM's directory while it starts, in about this order.
+const STEPS: [&str; 9] = [
+    "",
+    "job.json",
+    "monitor.log",
+    "lock",
+    "control.sock",
+    "record.json",
+    "serial.fifo",
+    "uffd.sock",
+    "api.sock",
+];
+
+fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_snapshot(rekindle)?;
+    let mut dice = Dice::new();
+    for (n, step) in STEPS.into_iter().enumerate() {
+        // Every victim would take too long; the random moments see to the rest.
+        for victim in [
+            VICTIMS[n % VICTIMS.len()],
+            Victim::All,
+            VICTIMS[dice.up_to(6)],
+        ] {
+            let mut verb = start(rekindle, n % 4 == 3)?;
+            let path = rekindle.vm("k").join(step);
+            until("the step is reached", || {
+                Ok(path.exists() || verb.try_wait()?.is_some())
+            })?;
+            survives(rekindle, &mut verb, victim)
+                .with_context(|| format!("{victim} at {step:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn random_moments(rekindle: &Rekindle) -> anyhow::Result<()> {
+    a_snapshot(rekindle)?;
+    let mut dice = Dice::new();
+    for n in 0..kills() {
+        let victim = VICTIMS[dice.up_to(VICTIMS.len())];
+        let delay = Duration::from_micros(dice.up_to(150_000) as u64);
+        let boots = dice.up_to(2) == 0;
+        let mut verb = start(rekindle, boots)?;
+        std::thread::sleep(delay);
+        survives(rekindle, &mut verb, victim).with_context(|| {
+            format!(
+                "kill {n}: {victim} after {delay:?}, boots: {boots}, REKINDLE_SEED={}",
+                dice.seed
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Starts `k`, from a kernel or from the snapshot.
+fn start(rekindle: &Rekindle, boots: bool) -> anyhow::Result<Child> {
+    let mut verb = if boots {
+        let guest = rekindle.guest(&counter())?;
+        rekindle.command(&format!("run {guest} --name k --detach"))
+    } else {
+        rekindle.command("restore base --name k")
+    };
+    Ok(verb.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+/// Kills, asks, checks that what is said to run does, and removes it.
+fn survives(rekindle: &Rekindle, verb: &mut Child, victim: Victim) -> anyhow::Result<()> {
+    kill(rekindle, victim)?;
+    let vms = truth(rekindle)?;
+    wait_for(verb, SOON).context("the verb hangs")?;
+    let was_there = !vms.is_empty();
+    // Whoever was starting it is done now, or will never be.
+    until("the start is over", || {
+        let vms = truth(rekindle)?;
+        Ok(vms
+            .iter()
+            .all(|vm| vm["state"] != "starting" && vm["state"] != "configured"))
+    })?;
+    let vms = truth(rekindle)?;
+    if vms.iter().any(|vm| vm["state"] == "running") {
+        goes_on(rekindle, "k")?;
+    }
+    if was_there || !vms.is_empty() {
+        rekindle.tries("rm --force k")?;
+    }
+    ensure!(rekindle.vms()?.is_empty());
+    until("no process is left", || {
+        Ok(rekindle.processes()?.is_empty())
+    })?;
+    ensure!(!rekindle.vm("k").exists(), "its directory is left");
+    Ok(())
+}
+
+/// Numbers that look random, from a seed that is told when a story fails.
+struct Dice {
+    seed: u64,
+    state: u64,
+}
+
+impl Dice {
+    fn new() -> Dice {
+        let given = env::var("REKINDLE_SEED").ok();
+        let now = std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(1, |time| u64::from(time.subsec_nanos()));
+        let seed = given.and_then(|text| text.parse().ok()).unwrap_or(now);
+        Dice {
+            seed,
+            state: seed | 1,
+        }
+    }
+
+    /// One of `0..end`.
+    fn up_to(&mut self, end: usize) -> usize {
+        // Xorshift: the high bits are good enough to choose a victim.
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        usize::try_from(self.state >> 33).unwrap_or(0) % end
+    }
+}

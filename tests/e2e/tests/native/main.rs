@@ -1,0 +1,41 @@
+//! Stories with bare-metal guests, at full speed on any KVM.
+
+mod bare;
+mod damage;
+mod ends;
+mod foreign;
+mod host;
+mod input;
+mod kills;
+mod library;
+mod life;
+mod memory;
+
+use std::process::ExitCode;
+
+use rekindle_e2e::Rekindle;
+use rekindle_kit::story::{Story, main as run};
+
+fn main() -> ExitCode {
+    let stories = [
+        memory::stories(),
+        life::stories(),
+        ends::stories(),
+        kills::stories(),
+        input::stories(),
+        damage::stories(),
+        host::stories(),
+        foreign::stories(),
+        library::stories(),
+    ];
+    run(stories.into_iter().flatten().collect())
+}
+
+/// A story in a state directory of its own, which must be left empty.
+fn story(name: &'static str, tell: fn(&Rekindle) -> anyhow::Result<()>) -> Story {
+    Story::new(name, move || {
+        let rekindle = Rekindle::new()?;
+        tell(&rekindle)?;
+        rekindle.leaves_nothing()
+    })
+}

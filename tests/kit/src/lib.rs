@@ -1,0 +1,14 @@
+//! What the tests share: a fake Firecracker at its socket, bare-metal guests, fixtures.
+
+pub mod fake;
+pub mod fixture;
+pub mod guest;
+pub mod invariant;
+pub mod machine;
+pub mod processes;
+pub mod raw;
+pub mod require;
+pub mod serial;
+pub mod story;
+pub mod sys;
+pub mod uffd;

@@ -1,0 +1,170 @@
+//! The harness of tests that may be skipped, with the reason counted and printed.
+//!
+//! ```text
+//!   story ── Ok ──────────────▶ ok
+//!         ── Err(Skipped) ────▶ ignored, and `SKIPPED <story>: <reason>` at the end
+//!         ── Err, panic, late ▶ failed
+//! ```
+//!
+//! For test targets with `harness = false`; it takes the arguments that `cargo test` gives.
+
+use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::require::Skipped;
+
+/// What a story may take unless it says otherwise.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A test, told from beginning to end.
+pub struct Story {
+    name: &'static str,
+    limit: Duration,
+    tell: Box<dyn FnOnce() -> anyhow::Result<()> + Send>,
+}
+
+impl Story {
+    /// A story whose name is a sentence.
+    pub fn new(
+        name: &'static str,
+        tell: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) -> Story {
+        Story {
+            name,
+            limit: LIMIT,
+            tell: Box::new(tell),
+        }
+    }
+
+    /// A story that is told by a future, on a current-thread runtime of its own.
+    pub fn future<F>(name: &'static str, tell: impl FnOnce() -> F + Send + 'static) -> Story
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        Story::new(name, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(tell())
+        })
+    }
+
+    /// The same, but it fails only when it has not ended after `limit`; two minutes unless set.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Story {
+        self.limit = limit;
+        self
+    }
+
+    fn run(self) -> anyhow::Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        let tell = self.tell;
+        let teller = thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || {
+                // Nobody receives when the time is over.
+                let _ = sender.send(tell());
+            })?;
+        match receiver.recv_timeout(self.limit) {
+            Ok(end) => end,
+            Err(RecvTimeoutError::Timeout) => anyhow::bail!("not over after {:?}", self.limit),
+            Err(RecvTimeoutError::Disconnected) => match teller.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => anyhow::bail!("it ended without an outcome"),
+            },
+        }
+    }
+}
+
+/// Runs the stories as the command line asks, and prints the reason of each that was skipped.
+pub fn main(stories: Vec<Story>) -> ExitCode {
+    run(&Arguments::from_args(), stories)
+}
+
+fn run(arguments: &Arguments, stories: Vec<Story>) -> ExitCode {
+    let skips = Arc::new(Mutex::new(Vec::new()));
+    let trials = stories
+        .into_iter()
+        .map(|story| {
+            let skips = Arc::clone(&skips);
+            Trial::ignorable_test(story.name, move || outcome(story, &skips))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(arguments, trials);
+    for skip in &*skips.lock().unwrap_or_else(PoisonError::into_inner) {
+        println!("SKIPPED {skip}");
+    }
+    conclusion.exit_code()
+}
+
+fn outcome(story: Story, skips: &Mutex<Vec<String>>) -> Result<Completion, Failed> {
+    let name = story.name;
+    match story.run() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) if error.is::<Skipped>() => {
+            let reason = format!("{error:#}");
+            let mut skips = skips.lock().unwrap_or_else(PoisonError::into_inner);
+            skips.push(format!("{name}: {reason}"));
+            Ok(Completion::ignored_with(reason))
+        }
+        Err(error) => Err(format!("{error:#}").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use libtest_mimic::Completion;
+
+    use super::{Story, outcome};
+    use crate::require::Skipped;
+
+    #[test]
+    fn a_skip_is_no_failure_and_says_why() {
+        let skips = Mutex::new(Vec::new());
+        let story = Story::new("a guest runs", || Err(Skipped::Root.into()));
+        assert!(matches!(
+            outcome(story, &skips),
+            Ok(Completion::Ignored { reason: Some(reason) }) if reason == "it needs root"
+        ));
+        assert_eq!(skips.into_inner().unwrap(), ["a guest runs: it needs root"]);
+    }
+
+    #[test]
+    fn an_error_and_a_story_without_end_are_failures() {
+        let skips = Mutex::new(Vec::new());
+        let story = Story::new("it fails", || anyhow::bail!("the guest is gone"));
+        let failed = outcome(story, &skips).err().unwrap();
+        assert_eq!(failed.message(), Some("the guest is gone"));
+
+        let story = Story::new("it hangs", || {
+            loop {
+                std::thread::park();
+            }
+        });
+        let failed = outcome(story.within(Duration::from_millis(5)), &skips).err();
+        assert_eq!(failed.unwrap().message(), Some("not over after 5ms"));
+    }
+
+    #[test]
+    #[should_panic(expected = "a page is wrong")]
+    fn a_panic_reaches_the_harness() {
+        let _ = Story::new("it panics", || panic!("a page is wrong")).run();
+    }
+
+    #[test]
+    fn a_future_is_told_to_its_end() {
+        let story = Story::future("it sleeps", || async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(())
+        });
+        story.run().unwrap();
+    }
+}
