@@ -279,3 +279,15 @@ pub(crate) fn create_new(path: &Path) -> Result<File, FileError> {
         .map(File::from)
         .at("create", path)
 }
+
+/// A lock that is a file of its own, made if it is missing; held until it is closed. Waits for whoever has it.
+pub(crate) fn lock_file(path: &Path) -> Result<File, FileError> {
+    let flags = READ | OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
+    let file = accept_regular(fs::open(path, flags, Mode::RUSR | Mode::WUSR), path)?;
+    loop {
+        match fs::flock(&file, FlockOperation::LockExclusive) {
+            Err(Errno::INTR) => {}
+            other => return other.map(|()| file).at("lock", path),
+        }
+    }
+}

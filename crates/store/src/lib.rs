@@ -30,9 +30,11 @@ mod sparse;
 pub mod store;
 pub mod unit;
 pub mod verify;
+pub mod working_set;
 
 pub use layout::{Root, SnapshotId, SnapshotName, VmName};
 pub use manifest::{Manifest, ManifestParts};
 pub use publish::Draft;
 pub use snapshot::{Lease, Snapshot};
 pub use store::Store;
+pub use working_set::WorkingSet;

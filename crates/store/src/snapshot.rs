@@ -26,6 +26,7 @@ pub(crate) const VMSTATE: &str = "vmstate";
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const PAGES: &str = "pages";
 pub(crate) const DISKS: &str = "disks";
+pub(crate) const WORKING_SET: &str = "working-set";
 
 /// A whole snapshot, whose small files were found right and whose large ones have the right size.
 #[derive(Debug)]
@@ -259,6 +260,13 @@ impl Snapshot {
     /// If it is no longer there, or no longer a regular file.
     pub fn open_memory(&self) -> Result<File, FileError> {
         self.dir.open_file(MEMORY, Access::Read)
+    }
+
+    /// Where the pages are recorded that guests touch first; there is no such file until one was.
+    ///
+    /// The one file that changes after a snapshot is published: [`working_set`](crate::working_set).
+    pub fn working_set_path(&self) -> PathBuf {
+        self.dir().join(WORKING_SET)
     }
 
     /// Keeps the snapshot from being removed. Waits while it is just being published or removed.
