@@ -10,10 +10,12 @@
 //! The regions come from a stranger, so [`RegionMap::new`] takes only a layout that covers the memory file
 //! exactly once; after that no page can be named that is not there.
 
+use serde::{Deserialize, Serialize};
+
 use crate::unit::{HostAddr, MemoryOffset, PageIndex, PageRun, PageSize};
 
 /// One object of Firecracker's handshake. All fields are in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Where it starts in Firecracker.
     pub base: HostAddr,
@@ -138,6 +140,11 @@ impl RegionMap {
             page_size,
             bytes,
         })
+    }
+
+    /// The regions, in order of address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
     }
 
     /// What all of it is made of.

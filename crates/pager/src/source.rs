@@ -15,16 +15,19 @@
 
 use std::fs::File;
 use std::io;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rekindle_store::flatten::{Flat, FlatError, Source as Place};
 use rekindle_store::layout::RootError;
 use rekindle_store::snapshot::{Lease, LeaseError, OpenError, Snapshot};
 use rekindle_store::store::ChainError;
 use rekindle_store::{Root, Store};
-use rustix::fs::{Mode, OFlags, SeekFrom, seek};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, SeekFrom, fstatfs, seek};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use serde::{Deserialize, Serialize};
 
 use crate::stats::BadPage;
 use crate::unit::{MemoryOffset, index, length};
@@ -33,7 +36,8 @@ use crate::unit::{MemoryOffset, index, length};
 const PAGE: u64 = 4096;
 
 /// What a VM's memory is filled from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// One memory file, as Firecracker wrote it for a Full snapshot; its holes are zero.
     Memory(PathBuf),
@@ -157,6 +161,10 @@ const ZERO: u8 = 0;
 struct Layer {
     file: File,
     path: PathBuf,
+    /// All of it is in memory: a tmpfs.
+    in_memory: bool,
+    /// The file system cannot tell what is in memory.
+    mute: AtomicBool,
 }
 
 impl Backing {
@@ -276,6 +284,42 @@ impl Backing {
         }
         Ok(())
     }
+
+    /// Whether a file system cannot tell what is in memory, as one has found out.
+    pub(crate) fn is_mute(&self) -> bool {
+        self.layers
+            .iter()
+            .any(|layer| layer.mute.load(Ordering::Relaxed))
+    }
+
+    /// Fills the start of `buffer` with the memory at `at`, as far as it can be had without waiting for a
+    /// disk; tells how many bytes, in whole small pages.
+    pub(crate) fn read_resident(
+        &self,
+        at: MemoryOffset,
+        buffer: &mut [u8],
+    ) -> Result<usize, BadPage> {
+        let first = index(at.get() / PAGE);
+        let codes = &self.codes[first..first + buffer.len() / index(PAGE)];
+        let mut done = 0;
+        for run in codes.chunk_by(PartialEq::eq) {
+            let now = &mut buffer[done..done + run.len() * index(PAGE)];
+            let got = match run[0].checked_sub(1) {
+                None => {
+                    now.fill(0);
+                    now.len()
+                }
+                Some(layer) => {
+                    self.layers[usize::from(layer)].read_resident(at.get() + length(done), now)?
+                }
+            };
+            done += got;
+            if got < run.len() * index(PAGE) {
+                break;
+            }
+        }
+        Ok(done)
+    }
 }
 
 impl Layer {
@@ -293,27 +337,60 @@ impl Layer {
         if !metadata.is_file() {
             return Err(SourceError::NotAFile { path });
         }
-        Ok((Layer { file, path }, metadata.len()))
+        const TMPFS: i64 = 0x0102_1994;
+        let in_memory = fstatfs(&file).is_ok_and(|fs| i64::from(fs.f_type) == TMPFS);
+        let layer = Layer {
+            file,
+            path,
+            in_memory,
+            mute: AtomicBool::new(false),
+        };
+        Ok((layer, metadata.len()))
     }
 
     fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), BadPage> {
         let mut done = 0;
         while done < buffer.len() {
             let offset = at + length(done);
-            let bad = |errno| BadPage {
-                file: self.path.clone(),
-                page: offset / PAGE,
-                offset,
-                errno,
-            };
             match self.file.read_at(&mut buffer[done..], offset) {
-                Ok(0) => return Err(bad(None)),
+                Ok(0) => return Err(self.bad(offset, None)),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(bad(e.raw_os_error())),
+                Err(e) => return Err(self.bad(offset, e.raw_os_error())),
             }
         }
         Ok(())
+    }
+
+    /// As [`Backing::read_resident`].
+    fn read_resident(&self, at: u64, buffer: &mut [u8]) -> Result<usize, BadPage> {
+        if self.in_memory {
+            self.read(at, buffer)?;
+            return Ok(buffer.len());
+        }
+        let mut done = 0;
+        while done < buffer.len() && !self.mute.load(Ordering::Relaxed) {
+            let offset = at + length(done);
+            let mut rest = [IoSliceMut::new(&mut buffer[done..])];
+            match preadv2(&self.file, &mut rest, offset, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Err(self.bad(offset, None)),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(Errno::OPNOTSUPP) => self.mute.store(true, Ordering::Relaxed),
+                Err(errno) => return Err(self.bad(offset, Some(errno.raw_os_error()))),
+            }
+        }
+        Ok(done - done % index(PAGE))
+    }
+
+    fn bad(&self, offset: u64, errno: Option<i32>) -> BadPage {
+        BadPage {
+            file: self.path.clone(),
+            page: offset / PAGE,
+            offset,
+            errno,
+        }
     }
 }
 
@@ -419,6 +496,20 @@ mod tests {
                 .chunks(4096)
                 .all(|page| page.iter().all(|&b| b == page[0]))
         );
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_at_once_and_the_rest_is_left() {
+        let (file, backing) = memory(64, &[2, 3, 4, 40]);
+        let mut buffer = vec![0xee; 4 * 4096];
+        assert_eq!(backing.read_resident(at(1), &mut buffer), Ok(4 * 4096));
+        let firsts: Vec<u8> = buffer.chunks(4096).map(|page| page[0]).collect();
+        assert_eq!(firsts, [0, 3, 4, 5]);
+        file.as_file().sync_all().unwrap();
+        rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if !backing.layers[0].in_memory {
+            assert_eq!(backing.read_resident(at(2), &mut buffer[..4096]), Ok(0));
+        }
     }
 
     #[test]

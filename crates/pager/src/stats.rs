@@ -6,7 +6,7 @@ use std::{fmt, fs, io};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::unit::index;
+use crate::state::{Count, State};
 
 /// Printed as one line of JSON once Firecracker may connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +28,22 @@ pub struct Stats {
     pub page_size: u64,
     /// Page faults read from the descriptor. The kernel may report one page more than once.
     pub faults: u64,
-    /// Pages filled from a file.
+    /// Pages filled from a file: demand, replayed and around together.
     pub copied: u64,
+    /// Those of them that the guest waited for.
+    #[serde(default)]
+    pub demand: u64,
+    /// Those of them that came as part of the working set, before the guest asked.
+    #[serde(default)]
+    pub replayed: u64,
+    /// Those of them that came because the guest asked for a page beside them.
+    #[serde(default)]
+    pub around: u64,
     /// Pages filled with zeros.
     pub zeroed: u64,
+    /// Pages filled from a file that had to be fetched from the disk.
+    #[serde(default)]
+    pub cold: u64,
     /// Pages that were already there when they were to be filled.
     pub present: u64,
     /// Pages that the VM gave back (balloon), counted each time.
@@ -42,8 +54,23 @@ pub struct Stats {
     pub retries: u64,
     /// From a fault being read to its page being in place.
     pub latency: Latency,
-    /// Why it is over.
-    pub ended: Ended,
+    /// When the last page of the working set was in place, after the handshake; absent if it never was.
+    #[serde(default)]
+    pub replayed_by_us: Option<u64>,
+    /// When the last known run of zeros was in place, after the handshake; absent if it never was.
+    #[serde(default)]
+    pub zeroed_by_us: Option<u64>,
+    /// Pages of the working set that were left out, to see whether they are still wanted.
+    #[serde(default)]
+    pub held_back: u64,
+    /// Those of them that the guest asked for.
+    #[serde(default)]
+    pub held_back_touched: u64,
+    /// How many page servers there were before this one for the same VM.
+    #[serde(default)]
+    pub takeovers: u64,
+    /// Why it is over; absent while it is not.
+    pub ended: Option<Ended>,
 }
 
 /// Times in nanoseconds; 0 where nothing was measured. Quantiles are at most an eighth too high, never too low.
@@ -198,71 +225,44 @@ impl fmt::Display for BadPage {
     }
 }
 
-/// Counts of durations, in eight buckets per power of two.
-#[derive(Debug)]
-pub(crate) struct Histogram {
-    buckets: [u64; 8 * 64],
-    count: u64,
-    max: u64,
-}
-
-impl Histogram {
-    pub(crate) const fn new() -> Self {
-        Self {
-            buckets: [0; 8 * 64],
-            count: 0,
-            max: 0,
-        }
-    }
-
-    pub(crate) fn record(&mut self, ns: u64) {
-        self.buckets[index(bucket_of(ns))] += 1;
-        self.count += 1;
-        self.max = self.max.max(ns);
-    }
-
-    pub(crate) fn latency(&self) -> Latency {
-        Latency {
-            p50_ns: self.quantile(50),
-            p99_ns: self.quantile(99),
-            max_ns: self.max,
-        }
-    }
-
-    /// The upper end of the bucket in which the given percentage of all values is reached.
-    fn quantile(&self, percent: u64) -> u64 {
-        let wanted = (self.count * percent).div_ceil(100);
-        let mut seen = 0;
-        for (bucket, n) in (0u64..).zip(self.buckets) {
-            seen += n;
-            if n > 0 && seen >= wanted {
-                return end_of(bucket).min(self.max);
-            }
-        }
-        0
-    }
-}
-
-/// Values below 8 have a bucket each; above, the bucket is the exponent and the three bits below the top one.
-fn bucket_of(n: u64) -> u64 {
-    match n.checked_ilog2() {
-        None | Some(0..3) => n,
-        Some(log) => u64::from(log - 2) * 8 + (n >> (log - 3)) % 8,
-    }
-}
-
-/// The largest value in a bucket.
-fn end_of(bucket: u64) -> u64 {
-    match bucket / 8 {
-        0 => bucket,
-        block => {
-            let unit = 1 << (block - 1);
-            (8 + bucket % 8) * unit + (unit - 1)
-        }
-    }
-}
-
 impl Stats {
+    /// What has been done so far.
+    pub(crate) fn of(state: &State, ended: Option<Ended>) -> Stats {
+        let get = |count| state.get(count);
+        let time = |count| Some(get(count) / 1000).filter(|us| *us > 0);
+        let [demand, replayed, around] = [Count::Demand, Count::Replayed, Count::Around].map(get);
+        Stats {
+            vm_pid: state.saved().vm.pid,
+            memory_bytes: state.regions().bytes(),
+            page_size: state.regions().page_size().bytes(),
+            faults: get(Count::Faults),
+            copied: demand + replayed + around,
+            demand,
+            replayed,
+            around,
+            zeroed: get(Count::Zeroed),
+            cold: get(Count::Cold),
+            present: get(Count::Present),
+            removed: get(Count::Removed),
+            bytes: get(Count::Bytes),
+            retries: get(Count::Retries),
+            latency: state.histogram().latency(),
+            replayed_by_us: time(Count::ReplayedBy),
+            zeroed_by_us: time(Count::ZeroedBy),
+            held_back: get(Count::HeldBack),
+            held_back_touched: get(Count::HeldBackTouched),
+            takeovers: get(Count::Takeovers),
+            ended,
+        }
+    }
+
+    /// About how many of the replayed pages the guest had no use for, as the sample that was held back tells;
+    /// absent without one. Meaningful once the guest has done what it does.
+    pub fn wasted(&self) -> Option<u64> {
+        let untouched = self.held_back.checked_sub(self.held_back_touched)?;
+        (self.replayed * untouched).checked_div(self.held_back)
+    }
+
     /// Writes them beside `path` and moves them into place, so that whoever reads sees all or nothing.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
@@ -285,42 +285,6 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_bucket_ends_at_most_an_eighth_above_what_is_in_it(n in any::<u64>(), shift in 0u32..64) {
-            let n = n >> shift;
-            let end = end_of(bucket_of(n));
-            prop_assert!(end >= n);
-            prop_assert!(end - n <= n / 8);
-            prop_assert!(bucket_of(n) < 8 * 64);
-        }
-    }
-
-    #[test]
-    fn quantiles_are_those_of_what_was_recorded() {
-        let mut histogram = Histogram::new();
-        assert_eq!(histogram.latency(), Latency::default());
-        for ns in 1..=1000 {
-            histogram.record(ns * 1000);
-        }
-        let Latency {
-            p50_ns,
-            p99_ns,
-            max_ns,
-        } = histogram.latency();
-        assert!((500_000..=562_500).contains(&p50_ns), "{p50_ns}");
-        assert!((990_000..=1_000_000).contains(&p99_ns), "{p99_ns}");
-        assert_eq!(max_ns, 1_000_000);
-    }
-
-    #[test]
-    fn the_largest_value_has_a_bucket() {
-        let mut histogram = Histogram::new();
-        histogram.record(u64::MAX);
-        assert_eq!(histogram.latency().p50_ns, u64::MAX);
-    }
 
     fn stats() -> Stats {
         Stats {
@@ -329,20 +293,29 @@ mod tests {
             page_size: 4096,
             faults: 3,
             copied: 1,
+            demand: 1,
+            replayed: 0,
+            around: 0,
             zeroed: 2,
+            cold: 0,
             present: 0,
             removed: 0,
             bytes: 4096,
             retries: 0,
             latency: Latency::default(),
-            ended: Ended::VmKilled {
+            replayed_by_us: None,
+            zeroed_by_us: None,
+            held_back: 0,
+            held_back_touched: 0,
+            takeovers: 0,
+            ended: Some(Ended::VmKilled {
                 reason: KillReason::BadPage(BadPage {
                     file: "/snap/memory".into(),
                     page: 12,
                     offset: 49152,
                     errno: None,
                 }),
-            },
+            }),
         }
     }
 
@@ -356,9 +329,21 @@ mod tests {
         assert_eq!(json["ended"], ended);
         assert_eq!(serde_json::from_value::<Stats>(json).unwrap(), stats());
         assert_eq!(
-            stats().ended.to_string(),
+            stats().ended.unwrap().to_string(),
             "the page server killed the VM: page 12 is missing: /snap/memory ends at byte 49152"
         );
+    }
+
+    #[test]
+    fn what_the_sample_did_not_want_tells_how_much_was_wasted() {
+        let sampled = |held_back, held_back_touched| Stats {
+            replayed: 1000,
+            held_back,
+            held_back_touched,
+            ..stats()
+        };
+        assert_eq!(sampled(10, 8).wasted(), Some(200));
+        assert_eq!(sampled(0, 0).wasted(), None);
     }
 
     #[test]

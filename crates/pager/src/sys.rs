@@ -1,5 +1,5 @@
-//! The system calls that `rustix` does not offer in a safe form: the `ioctl`s of a userfaultfd, and
-//! `SO_PEERCRED`.
+//! The system calls that `rustix` does not offer in a safe form: the `ioctl`s of a userfaultfd, reading it
+//! into memory that is shared with a file, that memory itself, and `SO_PEERCRED`.
 //!
 //! # Safety model
 //!
@@ -11,14 +11,22 @@
 //!    of the address space registered. They cannot change memory that holds something, not even when that
 //!    address space is our own, so no Rust reference can see a value change.
 //! 4. `getsockopt` writes at most the length that it is given, into a value that is valid for any bytes.
+//! 5. A [`SharedMap`] is mapped at an address of the kernel's choice, for its whole length, until it is
+//!    dropped; it hands out nothing but atomic words that borrow it. Another process may change them at any
+//!    time, which atomics allow. Who shortens the file makes the next access a SIGBUS: an end, not a wrong value.
+//! 6. `read` writes at most the length that it is given, into atomic words, which may change under a shared
+//!    reference.
 
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Setter, Updater, opcode};
+use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::Pid;
 
 use crate::unit::{HostAddr, length};
@@ -53,9 +61,8 @@ const UFFDIO_WAKE: Opcode = opcode::read::<Range>(GROUP, 0x02);
 const UFFDIO_COPY: Opcode = opcode::read_write::<Copy>(GROUP, 0x03);
 const UFFDIO_ZEROPAGE: Opcode = opcode::read_write::<Zeropage>(GROUP, 0x04);
 
-const MESSAGE_BYTES: usize = 32;
-/// How many messages one `read` may bring.
-const MESSAGES: usize = 64;
+/// The words of one `struct uffd_msg`.
+pub(crate) const MESSAGE_WORDS: usize = 4;
 
 /// What a userfaultfd says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,21 +76,19 @@ pub(crate) enum Message {
 }
 
 impl Message {
-    /// From the bytes of a `struct uffd_msg`.
-    fn parse(bytes: &[u8; MESSAGE_BYTES]) -> Message {
+    /// From the words of a `struct uffd_msg`.
+    pub(crate) fn parse(words: [u64; MESSAGE_WORDS]) -> Message {
         const PAGEFAULT: u8 = 0x12;
         const REMOVE: u8 = 0x15;
         const FLAG_WRITE: u64 = 1;
-        let word =
-            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        match bytes[0] {
+        match words[0].to_ne_bytes()[0] {
             // Any other flag is a write-protect or minor fault.
-            PAGEFAULT if word(8) & !FLAG_WRITE == 0 => Message::Missing {
-                address: HostAddr::new(word(16)),
+            PAGEFAULT if words[1] & !FLAG_WRITE == 0 => Message::Missing {
+                address: HostAddr::new(words[2]),
             },
             REMOVE => Message::Remove {
-                start: HostAddr::new(word(8)),
-                end: HostAddr::new(word(16)),
+                start: HostAddr::new(words[1]),
+                end: HostAddr::new(words[2]),
             },
             event => Message::Other { event },
         }
@@ -162,19 +167,64 @@ impl Uffd {
         unsafe { ioctl::ioctl(&self.fd, call) }
     }
 
-    /// Adds what the descriptor has to say now to `messages`; `WOULDBLOCK` when that is nothing.
-    pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<(), Errno> {
-        let mut bytes = [0; MESSAGE_BYTES * MESSAGES];
-        let n = rustix::io::read(&self.fd, &mut bytes)?;
-        let (whole, _) = bytes[..n].as_chunks();
-        messages.extend(whole.iter().map(Message::parse));
-        Ok(())
+    /// Reads what the descriptor has to say now, at most as much as fits, straight into shared memory: there
+    /// it outlasts this process. Tells how many messages; `WOULDBLOCK` when there are none.
+    pub(crate) fn read(&self, inbox: &[AtomicU64]) -> Result<usize, Errno> {
+        // SAFETY: rule 6: the length is that of the slice.
+        let n = unsafe {
+            libc::read(
+                self.fd.as_raw_fd(),
+                inbox.as_ptr().cast_mut().cast(),
+                size_of_val(inbox),
+            )
+        };
+        match usize::try_from(n) {
+            Ok(n) => Ok(n / (MESSAGE_WORDS * 8)),
+            Err(_) => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        }
     }
 }
 
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// A file in memory, as words that any process may change.
+#[derive(Debug)]
+pub(crate) struct SharedMap {
+    start: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: rule 5: all that is reached through it are atomics, and nothing is bound to a thread.
+unsafe impl Send for SharedMap {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `words` words of a file, to be read and written.
+    pub(crate) fn of(file: impl AsFd, words: usize) -> io::Result<SharedMap> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: rule 5: a null hint, so no memory of ours is replaced.
+        let start = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), words * 8, protection, flags, file, 0)?
+        };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(SharedMap { start, words })
+    }
+
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: rule 5: the mapping is that long, aligned to pages, and outlives the borrow.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: rule 5: mapped in `of`, and no borrow is left.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.words * 8) };
     }
 }
 
@@ -217,33 +267,22 @@ pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
 
-    fn message(event: u8, words: [u64; 3]) -> [u8; MESSAGE_BYTES] {
-        let mut bytes = [0; MESSAGE_BYTES];
-        bytes[0] = event;
-        for (at, word) in words.into_iter().enumerate() {
-            bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&word.to_ne_bytes());
-        }
-        bytes
+    fn message(event: u8, words: [u64; 3]) -> [u64; MESSAGE_WORDS] {
+        [u64::from(event), words[0], words[1], words[2]]
     }
 
     #[test]
     fn messages_are_read_as_the_kernel_lays_them_out() {
         let at = HostAddr::new;
+        let missing = Message::Missing {
+            address: at(0x5000),
+        };
+        assert_eq!(Message::parse(message(0x12, [0, 0x5000, 7])), missing);
+        assert_eq!(Message::parse(message(0x12, [1, 0x5000, 7])), missing);
         assert_eq!(
-            Message::parse(&message(0x12, [0, 0x5000, 7])),
-            Message::Missing {
-                address: at(0x5000)
-            }
-        );
-        assert_eq!(
-            Message::parse(&message(0x12, [1, 0x5000, 7])),
-            Message::Missing {
-                address: at(0x5000)
-            }
-        );
-        assert_eq!(
-            Message::parse(&message(0x15, [0x1000, 0x3000, 0])),
+            Message::parse(message(0x15, [0x1000, 0x3000, 0])),
             Message::Remove {
                 start: at(0x1000),
                 end: at(0x3000)
@@ -252,10 +291,22 @@ mod tests {
         // A write-protect fault, a minor fault, a fork, an unmap.
         for (event, flags) in [(0x12, 2), (0x12, 4), (0x13, 0), (0x16, 0)] {
             assert_eq!(
-                Message::parse(&message(event, [flags, 0, 0])),
+                Message::parse(message(event, [flags, 0, 0])),
                 Message::Other { event }
             );
         }
+    }
+
+    #[test]
+    fn two_maps_of_a_file_see_each_other() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let (one, other) = (
+            SharedMap::of(&file, 1024).unwrap(),
+            SharedMap::of(&file, 1024).unwrap(),
+        );
+        one.words()[1023].store(7, Ordering::Relaxed);
+        assert_eq!(other.words()[1023].load(Ordering::Relaxed), 7);
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rekindle_pager::{Ended, Options, Ready, Socket, Source, serve};
+use rekindle_engine::vm::dir::PAGER_STATE;
+use rekindle_pager::{
+    Adoption, Ended, Failing, Living, Options, Ready, Socket, Source, adopt, serve,
+};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::parse_duration;
@@ -14,33 +17,51 @@ use super::parse_duration;
 /// Serves one restored VM's page faults; a drop-in for Firecracker's example handlers
 ///
 /// Prints one line of JSON when it listens. Give Firecracker the socket as the mem_backend of
-/// PUT /snapshot/load. Ends when the VM has ended, and leaves its counts in the stats file. Killing it
-/// leaves the guest waiting for ever: kill the VM instead.
+/// PUT /snapshot/load. Ends when the VM has ended, and leaves its counts in the stats file.
+///
+/// Killing it leaves the guest waiting, until --adopt takes it over: that needs the --state file.
+/// With --adopt it takes the place of a page server that died, or of one that lives, without a lost
+/// page fault; everything else it needs to know is in the state file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pager {
     /// The socket to listen on
-    #[arg(long, value_name = "P")]
-    socket: PathBuf,
+    #[arg(long, value_name = "P", required_unless_present = "adopt")]
+    socket: Option<PathBuf>,
     /// The memory file of a Full snapshot
     #[arg(
         long,
         value_name = "F",
-        required_unless_present = "snapshot",
+        required_unless_present_any = ["snapshot", "adopt"],
         conflicts_with = "snapshot"
     )]
     memory: Option<PathBuf>,
     /// A snapshot's directory, with those it builds on beside it
     #[arg(long, value_name = "DIR")]
     snapshot: Option<PathBuf>,
+    /// Take over the VM that this Firecracker process runs
+    #[arg(long, value_name = "PID", conflicts_with_all = ["socket", "memory", "snapshot", "replay", "record", "stats", "timeout"])]
+    adopt: Option<i32>,
+    /// Bring the pages of this working set before the guest asks for them
+    #[arg(long, value_name = "F")]
+    replay: Option<PathBuf>,
+    /// Add what the guest touches in its first ten seconds to this working set
+    #[arg(long, value_name = "F")]
+    record: Option<PathBuf>,
     /// Leave the counts in this file when the VM has ended
     #[arg(long, value_name = "F")]
     stats: Option<PathBuf>,
+    /// Keep what a successor needs in this file [default with --adopt: pager.state where Firecracker works]
+    #[arg(long, value_name = "F")]
+    state: Option<PathBuf>,
     /// Give up if Firecracker has not connected after this long (30s, 5m)
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// The socket is bound already and comes as standard input
+    /// The socket is bound already and comes as standard input; with --adopt the userfaultfd does
     #[arg(long, hide = true)]
     inherited: bool,
+    /// Somebody watches this process and starts a successor if it fails
+    #[arg(long, hide = true)]
+    supervised: bool,
     /// The VM's id, so that this process is found by it
     #[arg(long, hide = true)]
     id: Option<String>,
@@ -48,28 +69,55 @@ pub(crate) struct Pager {
 
 impl Pager {
     pub(crate) fn run(self) -> Result<()> {
+        let failing = if self.supervised {
+            Failing::LeavesItToASuccessor
+        } else {
+            Failing::KillsTheVm
+        };
+        let stats = match self.adopt {
+            Some(vm) => adopt(self.adoption(vm)?, failing)?,
+            None => serve(self.options(failing)?, announce)?,
+        };
+        match stats.ended {
+            Some(Ended::VmKilled { reason }) => bail!("the VM was killed: {reason}"),
+            _ => Ok(()),
+        }
+    }
+
+    fn options(self, failing: Failing) -> Result<Options> {
         let source = match (self.memory, self.snapshot) {
             (Some(memory), _) => Source::Memory(memory),
             (None, Some(snapshot)) => Source::Snapshot(snapshot),
             (None, None) => unreachable!("clap wants one of the two"),
         };
+        let path = self.socket.expect("clap wants one without --adopt");
         let socket = if self.inherited {
             let listener = take_stdin().context("no socket to inherit")?;
-            Socket::Listener {
-                listener,
-                path: self.socket,
-            }
+            Socket::Listener { listener, path }
         } else {
-            Socket::Path(self.socket)
+            Socket::Path(path)
         };
         let mut options = Options::new(socket, source);
         options.stats = self.stats;
+        options.replay = self.replay;
+        options.record = self.record;
+        options.state = self.state;
+        options.failing = failing;
         options.timeout = self.timeout;
-        let stats = serve(options, announce)?;
-        match stats.ended {
-            Ended::VmKilled { reason } => bail!("the VM was killed: {reason}"),
-            _ => Ok(()),
+        Ok(options)
+    }
+
+    fn adoption(self, vm: i32) -> Result<Adoption> {
+        let state = self
+            .state
+            .unwrap_or_else(|| format!("/proc/{vm}/cwd/{PAGER_STATE}").into());
+        let mut adoption = Adoption::new(vm, state);
+        if self.inherited {
+            adoption.descriptor = Some(take_stdin().context("no descriptor to inherit")?);
+        } else {
+            adoption.living = Living::Replace;
         }
+        Ok(adoption)
     }
 }
 

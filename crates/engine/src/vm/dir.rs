@@ -9,6 +9,7 @@
 //!   serial, serial.old, log, log.old, metrics, metrics.old     bounded, readable with cat
 //!   *.fifo          what Firecracker writes into and reads from
 //!   pager.json      what the page server did, written when it ends
+//!   pager.state     what it does, and what its successor needs if it dies
 //! ```
 //!
 //! Firecracker's working directory is this directory and every path in its API is relative to it, so
@@ -28,6 +29,8 @@ pub const API_SOCKET: &str = "api.sock";
 pub const PAGER_SOCKET: &str = "uffd.sock";
 /// What the page server did, relative to the VM's directory.
 pub const PAGER_STATS: &str = "pager.json";
+/// What the page server keeps for its successor, relative to the VM's directory.
+pub const PAGER_STATE: &str = "pager.state";
 /// The page server's own errors, relative to the VM's directory.
 pub const PAGER_LOG: &str = "pager.log";
 /// The vsock device's socket, relative to the VM's directory.

@@ -77,7 +77,7 @@ fn verifies(copy: &mut Machine) -> anyhow::Result<()> {
 fn ends(copy: Machine, pager: Pager) -> anyhow::Result<Stats> {
     drop(copy);
     let stats = pager.end()??;
-    ensure!(stats.ended == Ended::VmExited, "{:?}", stats.ended);
+    ensure!(stats.ended == Some(Ended::VmExited), "{:?}", stats.ended);
     Ok(stats)
 }
 
@@ -121,9 +121,9 @@ fn real_cut_short() -> anyhow::Result<()> {
     file.set_len((40 << 20) + 100)?;
     copy.resume()?;
     let stats = pager.end()??;
-    let Ended::VmKilled {
+    let Some(Ended::VmKilled {
         reason: KillReason::BadPage(bad),
-    } = &stats.ended
+    }) = &stats.ended
     else {
         anyhow::bail!("{:?}", stats.ended);
     };

@@ -154,7 +154,7 @@ impl Scene {
     pub(crate) fn finish(mut self) -> anyhow::Result<Stats> {
         self.vm.kill()?;
         let stats = self.pager.end()??;
-        ensure!(stats.ended == Ended::VmExited, "{:?}", stats.ended);
+        ensure!(stats.ended == Some(Ended::VmExited), "{:?}", stats.ended);
         let written: Stats =
             serde_json::from_slice(&fs::read(self.dir.path().join("stats.json"))?)?;
         ensure!(written == stats, "the stats file says something else");

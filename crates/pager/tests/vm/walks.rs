@@ -174,7 +174,7 @@ pub(crate) fn a_chain_of_diffs() -> anyhow::Result<()> {
     ensure!(wrong.is_empty(), "pages {wrong:?} are wrong");
     vm.kill()?;
     let stats = pager.end()??;
-    ensure!(stats.ended == Ended::VmExited);
+    ensure!(stats.ended == Some(Ended::VmExited));
     let zeros = model.iter().filter(|&&stamp| stamp == 0).count();
     ensure!(stats.zeroed == zeros as u64, "{stats:?}");
     Ok(())
