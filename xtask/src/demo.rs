@@ -110,6 +110,7 @@ fn in_lab(
         directory: workspace.root.clone(),
         environment,
         timeout: Some(LAB_TIMEOUT),
+        tries: 3,
     };
     match assets.lab()?.run(&command, &options, &mut io::stdout())? {
         Outcome::Exited(0) => Ok(ExitCode::SUCCESS),

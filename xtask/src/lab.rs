@@ -45,6 +45,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         directory: std::env::current_dir()?,
         environment,
         timeout: arguments.timeout.map(Duration::from_secs),
+        tries: 1,
     };
     let outcome = lab.run(&arguments.command, &options, &mut io::stdout())?;
     match outcome {

@@ -85,6 +85,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                     .chain(lab::inherited())
                     .collect(),
                 timeout: Some(LAB_TIMEOUT),
+                tries: 3,
             };
             let command = [assets::text(&target.executable)?, "--show-output".into()];
             summary.in_lab(&name, &lab, &command, &options)?;

@@ -112,6 +112,9 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Ends the lab, command and all, after that time.
     pub timeout: Option<Duration>,
+    /// How often the lab is started, at the most, if its own kernel crashes. QEMU's emulation of SVM makes one crash
+    /// now and then (`docs/lab.md`), and the command, which must be fit for it, then runs anew.
+    pub tries: u32,
 }
 
 /// How a command in the lab ended.
@@ -169,6 +172,13 @@ impl Assets {
     }
 }
 
+/// How one start of the lab ended.
+enum Attempt {
+    Over(Outcome),
+    /// Without the command's status; this is what qemu and the kernel said.
+    Crashed(String),
+}
+
 impl Lab {
     /// Runs `argv` in a fresh lab; what it prints goes to `output` as it comes.
     ///
@@ -185,6 +195,28 @@ impl Lab {
         output: &mut dyn Write,
     ) -> Result<Outcome> {
         ensure!(!argv.is_empty(), "there is no command to run in the lab");
+        let mut left = options.tries;
+        loop {
+            left = left.saturating_sub(1);
+            match self.attempt(argv, options, output)? {
+                Attempt::Over(outcome) => return Ok(outcome),
+                Attempt::Crashed(_) if left > 0 => writeln!(
+                    output,
+                    "\nlab: its kernel crashed, as an emulated one does now and then; once more"
+                )?,
+                Attempt::Crashed(said) => {
+                    bail!("the lab ended without the command's status{said}")
+                }
+            }
+        }
+    }
+
+    fn attempt(
+        &self,
+        argv: &[String],
+        options: &Options,
+        output: &mut dyn Write,
+    ) -> Result<Attempt> {
         let share = create_directory(std::path::absolute(&options.share)?)?;
         let run = tempfile::Builder::new().prefix("lab-").tempdir_in(&share)?;
         fs::write(run.path().join("command"), script(argv, options)?)?;
@@ -197,17 +229,22 @@ impl Lab {
         let mut console = Console::new(output);
         let stdout = qemu.0.stdout.take().context("qemu's output is a pipe")?;
         if copy_until(stdout, &mut console, deadline)? == Copied::OutOfTime {
-            return Ok(Outcome::TimedOut);
+            return Ok(Attempt::Over(Outcome::TimedOut));
         }
         let status = qemu.0.wait()?;
         match fs::read_to_string(run.path().join("status")) {
-            Ok(text) => Ok(Outcome::Exited(
+            Ok(text) => Ok(Attempt::Over(Outcome::Exited(
                 text.trim().parse().context("the command's status")?,
-            )),
+            ))),
             Err(_) => {
                 let log = fs::read(run.path().join(QEMU_LOG)).unwrap_or_default();
                 let said = [console.boot_output(), &log].map(end_of).concat();
-                bail!("the lab ended without the command's status (qemu: {status}){said}")
+                let said = format!(" (qemu: {status}){said}");
+                if console.boot_output().is_empty() {
+                    Ok(Attempt::Crashed(said))
+                } else {
+                    bail!("the lab did not come up{said}")
+                }
             }
         }
     }
@@ -421,6 +458,7 @@ mod tests {
             directory: "/".into(),
             environment: vec![("A".into(), "it's $HOME".into())],
             timeout: None,
+            tries: 1,
         }
     }
 
