@@ -6,11 +6,15 @@
 //! ```
 //!
 //! A test that lacks something prints `SKIPPED <test>: <reason>` and passes; the lines are
-//! repeated at the end.
+//! repeated at the end, and after them each failed test with what it said.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+mod transcript;
+
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,6 +22,7 @@ use rekindle_assets::Assets;
 use rekindle_assets::lab::{Options, Outcome};
 use serde::Deserialize;
 
+use self::transcript::{Failure, Tail, Transcript, plain};
 use crate::workspace::Workspace;
 use crate::{assets, lab};
 
@@ -26,6 +31,10 @@ const PROGRAM: &str = "rekindle";
 /// The test target of [`E2E`] that runs in the lab.
 const LAB_TARGET: &str = "lab";
 const LAB_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Of so many failures the output is repeated; more would bury it again.
+const REPEATED: usize = 20;
+/// How long standard error may stay open behind a step, in hands that outlived it.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -38,7 +47,16 @@ pub(crate) struct Arguments {
 #[derive(Default)]
 struct Summary {
     skipped: Vec<String>,
-    failed: Vec<String>,
+    failed: Vec<Step>,
+}
+
+/// A step that failed.
+struct Step {
+    /// Its name, and how it ended.
+    name: String,
+    failures: Vec<Failure>,
+    /// The last lines of all.
+    last: Vec<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
@@ -178,16 +196,22 @@ impl Summary {
     /// Runs tests here.
     fn native(&mut self, name: &str, command: &mut Command) -> Result<()> {
         eprintln!("\n== {name}");
+        if io::stderr().is_terminal() {
+            // What it says passes through a pipe, and is still for this terminal.
+            command.env("CARGO_TERM_COLOR", "always");
+        }
         let mut child = command
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
+        let errors = pass_on_errors(&mut child)?;
         let stdout = child.stdout.take().context("the output is a pipe")?;
-        self.pass_on(stdout)?;
+        let transcript = pass_on(stdout, io::stdout())?;
         let status = child.wait()?;
-        if !status.success() {
-            self.failed.push(format!("{name} ({status})"));
-        }
+        let errors = errors.recv_timeout(LAST_WORDS).unwrap_or_default();
+        let failure = (!status.success()).then(|| format!("{name} ({status})"));
+        self.add(transcript, failure, errors);
         Ok(())
     }
 
@@ -200,38 +224,30 @@ impl Summary {
         options: &Options,
     ) -> Result<()> {
         eprintln!("\n== {name}, in the lab");
-        let mut tee = Tee::new(io::stdout(), self);
+        let mut tee = Tee::new(io::stdout());
         let outcome = lab.run(command, options, &mut tee)?;
-        match outcome {
-            Outcome::Exited(0) => {}
-            Outcome::Exited(status) => self
-                .failed
-                .push(format!("{name} (status {status} in the lab)")),
-            Outcome::TimedOut => self
-                .failed
-                .push(format!("{name} (the lab was ended after {LAB_TIMEOUT:?})")),
-        }
+        let failure = match outcome {
+            Outcome::Exited(0) => None,
+            Outcome::Exited(status) => Some(format!("{name} (status {status} in the lab)")),
+            Outcome::TimedOut => Some(format!("{name} (the lab was ended after {LAB_TIMEOUT:?})")),
+        };
+        self.add(tee.end(), failure, Tail::default());
         Ok(())
     }
 
-    fn pass_on(&mut self, output: impl Read) -> Result<()> {
-        let mut tee = Tee::new(io::stdout(), self);
-        let mut output = BufReader::new(output);
-        loop {
-            let chunk = output.fill_buf()?;
-            let length = chunk.len();
-            if length == 0 {
-                return Ok(());
-            }
-            tee.write_all(chunk)?;
-            output.consume(length);
+    /// Keeps of a step what is told at the end.
+    fn add(&mut self, transcript: Transcript, failure: Option<String>, errors: Tail) {
+        let mut last: Vec<String> = errors.lines().map(str::to_owned).collect();
+        if transcript.failures.is_empty() {
+            last.extend(transcript.tail().map(str::to_owned));
         }
-    }
-
-    fn line(&mut self, line: &[u8]) {
-        let line = String::from_utf8_lossy(line);
-        if let Some(skipped) = line.trim().strip_prefix("SKIPPED ") {
-            self.skipped.push(skipped.to_owned());
+        self.skipped.extend(transcript.skipped);
+        if let Some(name) = failure {
+            self.failed.push(Step {
+                name,
+                failures: transcript.failures,
+                last,
+            });
         }
     }
 
@@ -246,9 +262,7 @@ impl Summary {
         for skipped in &self.skipped {
             eprintln!("skipped  {skipped}");
         }
-        for failed in &self.failed {
-            eprintln!("FAILED   {failed}");
-        }
+        eprint!("{}", repeat(&self.failed));
         if self.failed.is_empty() {
             ExitCode::SUCCESS
         } else {
@@ -257,31 +271,112 @@ impl Summary {
     }
 }
 
-/// Passes output on as it comes, and looks for skipped tests.
-struct Tee<'a, W> {
-    output: W,
-    line: Vec<u8>,
-    summary: &'a mut Summary,
+/// Everything that failed and what it said, and all names once more behind that: whoever sees the last lines of an
+/// output learns what failed, and a few lines above why.
+fn repeat(failed: &[Step]) -> String {
+    let mut text = String::new();
+    let mut left = REPEATED;
+    for step in failed {
+        for failure in step.failures.iter().take(left) {
+            text += &format!("\n== {}: {}\n", step.name, failure.name);
+            text.extend(failure.said.lines().map(|line| format!("   {line}\n")));
+        }
+        left = left.saturating_sub(step.failures.len());
+        if !step.last.is_empty() {
+            text += &format!("\n== {}: its last lines\n", step.name);
+            text.extend(step.last.iter().map(|line| format!("   {line}\n")));
+        }
+    }
+    if !failed.is_empty() {
+        text.push('\n');
+    }
+    for step in failed {
+        for failure in &step.failures {
+            text += &format!("FAILED   {}: {}\n", step.name, failure.name);
+        }
+        if step.failures.is_empty() {
+            text += &format!("FAILED   {}\n", step.name);
+        }
+    }
+    text
 }
 
-impl<'a, W> Tee<'a, W> {
-    fn new(output: W, summary: &'a mut Summary) -> Self {
+/// Passes standard error on as it comes, on a thread; its last lines are sent when it ends.
+fn pass_on_errors(child: &mut Child) -> Result<mpsc::Receiver<Tail>> {
+    let mut errors = BufReader::new(child.stderr.take().context("standard error is a pipe")?);
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut tail = Tail::default();
+        let mut line = Vec::new();
+        while errors.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let _ = io::stderr().write_all(&line);
+            tail.push(&plain(String::from_utf8_lossy(&line).trim_end()));
+            line.clear();
+        }
+        // Nobody waits for it behind the end of the step.
+        let _ = sender.send(tail);
+    });
+    Ok(receiver)
+}
+
+/// Passes output on as it comes, to its end.
+fn pass_on(mut from: impl Read, to: impl Write) -> Result<Transcript> {
+    let mut tee = Tee::new(to);
+    io::copy(&mut from, &mut tee)?;
+    Ok(tee.end())
+}
+
+/// Passes output on as it comes, without what tests that passed have printed, and reads it.
+struct Tee<W> {
+    output: W,
+    line: Vec<u8>,
+    transcript: Transcript,
+}
+
+impl<W: Write> Tee<W> {
+    fn new(output: W) -> Self {
         Self {
             output,
             line: Vec::new(),
-            summary,
+            transcript: Transcript::default(),
         }
+    }
+
+    fn end(mut self) -> Transcript {
+        if !self.line.is_empty() {
+            self.transcript.line(&self.line);
+        }
+        self.transcript.end();
+        self.transcript
+    }
+
+    /// A line is whole, and was shown as it came unless it is `hidden`.
+    fn line(&mut self, hidden: bool) -> io::Result<()> {
+        let line = std::mem::take(&mut self.line);
+        let known = self.transcript.skipped.len();
+        self.transcript.line(&line);
+        let is_skip = self.transcript.skipped.len() > known;
+        if hidden && (is_skip || self.transcript.is_shown()) {
+            self.output.write_all(&line)?;
+            self.output.write_all(b"\n")?;
+        }
+        Ok(())
     }
 }
 
-impl<W: Write> Write for Tee<'_, W> {
+impl<W: Write> Write for Tee<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.output.write_all(bytes)?;
-        for byte in bytes {
-            if *byte == b'\n' {
-                self.summary.line(&std::mem::take(&mut self.line));
-            } else {
-                self.line.push(*byte);
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let hidden = !self.transcript.is_shown();
+            if !hidden {
+                self.output.write_all(piece)?;
+            }
+            match piece.strip_suffix(b"\n") {
+                None => self.line.extend_from_slice(piece),
+                Some(end) => {
+                    self.line.extend_from_slice(end);
+                    self.line(hidden)?;
+                }
             }
         }
         Ok(bytes.len())
@@ -296,18 +391,62 @@ impl<W: Write> Write for Tee<'_, W> {
 mod tests {
     use super::*;
 
+    fn tee(parts: &[&str]) -> (String, Transcript) {
+        let mut output = Vec::new();
+        let mut tee = Tee::new(&mut output);
+        for part in parts {
+            tee.write_all(part.as_bytes()).unwrap();
+        }
+        let transcript = tee.end();
+        (String::from_utf8(output).unwrap(), transcript)
+    }
+
     #[test]
     fn skipped_tests_are_found_however_the_output_is_cut() {
-        let mut summary = Summary::default();
-        let mut tee = Tee::new(io::sink(), &mut summary);
-        for part in [
+        let parts = [
             "test a ... ok\nSKIP",
             "PED boots_linux: no KVM\r\n",
             "not SKIPPED here\n",
-        ] {
-            tee.write_all(part.as_bytes()).unwrap();
-        }
-        assert_eq!(summary.skipped, ["boots_linux: no KVM"]);
+        ];
+        let (output, transcript) = tee(&parts);
+        assert_eq!(transcript.skipped, ["boots_linux: no KVM"]);
+        assert_eq!(output, parts.concat());
+    }
+
+    #[test]
+    fn what_tests_that_passed_have_printed_is_left_out() {
+        let (output, _) = tee(&[
+            "running 2 tests\ntest a ... ok\ntest b ... ok\n\nsuccesses:\n\n---- a stdout ----\npan",
+            "icked at x.rs\n---- b stdout ----\nSKIPPED b: no KVM\n\nsuccesses:\n    a\n",
+            "\ntest result: ok. 2 passed\n",
+        ]);
+        assert_eq!(
+            output,
+            "running 2 tests\ntest a ... ok\ntest b ... ok\n\nsuccesses:\nSKIPPED b: no KVM\n\
+             test result: ok. 2 passed\n"
+        );
+    }
+
+    #[test]
+    fn the_last_lines_name_what_failed_and_above_them_is_why() {
+        let (_, transcript) = tee(&[
+            "running 1 test\ntest a ... FAILED\n\nfailures:\n\n---- a stdout ----\nno guest\n",
+            "\nfailures:\n    a\n\ntest result: FAILED.\n",
+        ]);
+        let mut summary = Summary::default();
+        summary.add(transcript, Some("unit (1)".into()), Tail::default());
+        let mut errors = Tail::default();
+        errors.push("error: does not build");
+        summary.add(Transcript::default(), Some("e2e (101)".into()), errors);
+        summary.add(Transcript::default(), None, Tail::default());
+        let text = repeat(&summary.failed);
+        assert!(text.contains("== unit (1): a\n   no guest\n"), "{text}");
+        assert!(text.contains("   error: does not build\n"), "{text}");
+        assert!(
+            text.ends_with("\nFAILED   unit (1): a\nFAILED   e2e (101)\n"),
+            "{text}"
+        );
+        assert_eq!(repeat(&[]), "");
     }
 
     #[test]
