@@ -1,11 +1,15 @@
 //! A Firecracker that is slow, broken, or hostile, and what the client makes of it.
 
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use rekindle_firecracker::model::{MemoryBackend, SnapshotCreateParams, SnapshotLoadParams};
 use rekindle_firecracker::{CallError, Client};
 use rekindle_kit::fake::{FakeFirecracker, Reply, Request};
 use serde_json::json;
+
+/// More than any call takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// One that answers its first request in a way of its own, and all others well.
 fn first(reply: impl Fn() -> Reply + Send + 'static) -> FakeFirecracker {
@@ -214,17 +218,14 @@ async fn an_answer_nobody_asked_for_is_not_taken_for_the_next() {
 
 #[tokio::test]
 async fn a_slow_answer_runs_into_the_deadline_and_is_never_taken_for_another() {
-    let fake = first(|| Reply::fault("too late").after(Duration::from_millis(300)));
+    let gate = Arc::new(Barrier::new(2));
+    let late = Arc::clone(&gate);
+    let fake = first(move || Reply::fault("too late").behind(&late));
     let client = Client::new(fake.socket()).with_deadline(Duration::from_millis(60));
-    let began = Instant::now();
     let error = client.start().await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { deadline, .. } if deadline.as_millis() == 60));
-    assert!(
-        began.elapsed() < Duration::from_millis(250),
-        "{:?}",
-        began.elapsed()
-    );
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    gate.wait();
+    let client = client.with_deadline(LONG);
     client.describe().await.expect("all is well again");
     assert_eq!(fake.connections(), 2);
 }
@@ -237,18 +238,20 @@ async fn silence_and_dripping_run_into_the_deadline_too() {
     for reply in replies {
         let fake = first(reply);
         let client = Client::new(fake.socket()).with_deadline(Duration::from_millis(50));
-        let error = fails_once(&fake, &client).await;
+        let error = client.start().await.expect_err("no answer");
         assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
+        let client = client.with_deadline(LONG);
+        client.describe().await.expect("all is well again");
+        assert_eq!(fake.calls(), ["PUT /actions", "GET /"]);
     }
 }
 
 #[tokio::test]
 async fn snapshots_have_a_deadline_of_their_own() {
-    let slow = || FakeFirecracker::start(|_| Reply::no_content().after(Duration::from_millis(150)));
     let create = SnapshotCreateParams::full("vmstate", "memory");
     let load = SnapshotLoadParams::new("vmstate", MemoryBackend::file("memory"));
 
-    let fake = slow();
+    let fake = FakeFirecracker::start(|_| Reply::no_content().after(Duration::from_millis(150)));
     let client = Client::new(fake.socket()).with_deadline(Duration::from_millis(20));
     client
         .create_snapshot(&create)
@@ -259,22 +262,32 @@ async fn snapshots_have_a_deadline_of_their_own() {
         .await
         .expect("as long as it takes");
 
-    let fake = slow();
+    let fake = first(Reply::silence);
     let client = Client::new(fake.socket()).with_snapshot_deadline(Duration::from_millis(20));
     let error = client.create_snapshot(&create).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
     client.start().await.expect("ordinary calls have 10 s");
 }
 
+/// Waits until the first request has come.
+async fn asked(fake: &FakeFirecracker) {
+    while fake.calls().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_call_takes_its_connection_with_it() {
-    let fake = first(|| Reply::fault("for nobody").after(Duration::from_millis(50)));
+    let gate = Arc::new(Barrier::new(2));
+    let late = Arc::clone(&gate);
+    let fake = first(move || Reply::fault("for nobody").behind(&late));
     let client = Client::new(fake.socket());
     tokio::select! {
         biased;
         answer = client.start() => panic!("{answer:?}"),
-        () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        () = asked(&fake) => {}
     }
+    gate.wait();
     client.describe().await.expect("its own answer");
     assert_eq!(fake.connections(), 2);
 }

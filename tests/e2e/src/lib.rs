@@ -15,7 +15,7 @@ mod program;
 mod rekindle;
 mod said;
 
-pub use listener::{Listener, sequence};
+pub use listener::{Listener, is_drained, sequence};
 pub use rekindle::{Rekindle, Role, finish, wait_for};
 pub use said::Said;
 

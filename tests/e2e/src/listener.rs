@@ -1,10 +1,13 @@
 //! What a guest prints, as `rekindle logs -f` hands it over.
 
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_kit::serial::Serial;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::SOON;
 use crate::rekindle::wait_for;
@@ -68,6 +71,20 @@ impl Drop for Listener {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = wait_for(&mut self.child, Duration::from_secs(5));
+    }
+}
+
+/// Whether all that the guest of a VM has printed was taken out of its FIFO, by the VM's directory.
+///
+/// # Errors
+/// When the FIFO is there and cannot be looked at.
+pub fn is_drained(vm: &Path) -> anyhow::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(vm.join("serial.fifo"), flags, Mode::empty()) {
+        Ok(fifo) => Ok(rustix::io::ioctl_fionread(fifo)? == 0),
+        // It goes with Firecracker, when all is out of it.
+        Err(Errno::NOENT) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
-use crate::{Listener, Said, program};
+use crate::{Listener, SOON, Said, is_drained, program};
 
 /// What begins the names that the host has only once: TAP devices, namespaces, cgroups.
 const PREFIX: &str = "rk-e2e";
@@ -227,12 +227,15 @@ impl Rekindle {
     /// # Errors
     /// When there is no such VM, or it goes on printing.
     pub fn last_output(&self, vm: &str) -> anyhow::Result<String> {
-        std::thread::sleep(Duration::from_millis(50));
-        let output = self.output(vm)?;
-        std::thread::sleep(Duration::from_millis(150));
-        let later = self.output(vm)?;
-        ensure!(output == later, "{vm} went on from {output:?} to {later:?}");
-        Ok(output)
+        let deadline = Instant::now() + SOON;
+        loop {
+            let output = self.output(vm)?;
+            std::thread::sleep(Duration::from_millis(150));
+            if is_drained(&self.vm(vm))? && self.output(vm)? == output {
+                return Ok(output);
+            }
+            ensure!(Instant::now() < deadline, "{vm} goes on: {output:?}");
+        }
     }
 
     /// The state of a VM, in one word.
@@ -353,11 +356,10 @@ impl Drop for Rekindle {
 /// # Errors
 /// When it cannot be started.
 pub fn finish(mut command: Command, line: &str) -> anyhow::Result<Said> {
-    let begun = Instant::now();
     let output = command
         .output()
         .with_context(|| format!("start {command:?}"))?;
-    Ok(Said::new(line.to_owned(), &output, begun.elapsed()))
+    Ok(Said::new(line.to_owned(), &output))
 }
 
 /// Waits for a child, and kills it when it has not ended in time.

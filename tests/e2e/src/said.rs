@@ -1,7 +1,6 @@
 //! What a command came to.
 
 use std::process::Output;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
@@ -16,18 +15,15 @@ pub struct Said {
     pub out: String,
     /// Its standard error.
     pub err: String,
-    /// How long it took.
-    pub took: Duration,
 }
 
 impl Said {
-    pub(crate) fn new(line: String, output: &Output, took: Duration) -> Said {
+    pub(crate) fn new(line: String, output: &Output) -> Said {
         Said {
             line,
             status: output.status.code(),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
-            took,
         }
     }
 
@@ -76,8 +72,6 @@ fn repeats(error: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::{Said, repeats};
 
     fn said(status: i32, out: &str, err: &str) -> Said {
@@ -86,7 +80,6 @@ mod tests {
             status: Some(status),
             out: out.into(),
             err: err.into(),
-            took: Duration::ZERO,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A Firecracker that is none: it listens on a socket like one and answers as a test tells it to.
 //!
 //! ```text
-//!   client ──▶ socket ──▶ Request ──▶ the test's closure ──▶ Reply: bytes, after a while, then close?
+//!   client ──▶ socket ──▶ Request ──▶ the test's closure ──▶ Reply: bytes, when the test says so, then close?
 //! ```
 //!
 //! A [`Reply`] is bytes, so that it can be wrong in every way.
@@ -11,7 +11,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -50,6 +50,7 @@ impl Request {
 pub struct Reply {
     bytes: Vec<u8>,
     delay: Duration,
+    gate: Option<Arc<Barrier>>,
     closes: bool,
 }
 
@@ -112,6 +113,13 @@ impl Reply {
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Reply {
         self.delay = delay;
+        self
+    }
+
+    /// The same, but not before the test comes to `gate`, too.
+    #[must_use]
+    pub fn behind(mut self, gate: &Arc<Barrier>) -> Reply {
+        self.gate = Some(Arc::clone(gate));
         self
     }
 
@@ -235,6 +243,9 @@ fn serve(stream: &UnixStream, connection: usize, shared: &Shared, script: &Scrip
             script(&request)
         };
         std::thread::sleep(reply.delay);
+        if let Some(gate) = &reply.gate {
+            gate.wait();
+        }
         let mut writer = stream;
         if writer.write_all(&reply.bytes).is_err() {
             return;

@@ -17,8 +17,9 @@ use super::start;
 use super::watchers::watchers;
 use crate::commands::block_on;
 
-/// How long a keeper may take to have a monitor up again.
-const PATIENCE: Duration = Duration::from_millis(900);
+/// How long a keeper may take to have a monitor up again. It takes some 10 ms unless the host is short of processors;
+/// what is told without it may not be true.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked again when who was to set it right died.
 const ROUNDS: usize = 4;

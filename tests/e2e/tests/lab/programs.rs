@@ -1,7 +1,5 @@
 //! A program in a fresh guest, and how it ends.
 
-use std::time::{Duration, Instant};
-
 use anyhow::ensure;
 use rekindle_kit::story::Story;
 
@@ -34,14 +32,12 @@ fn status(linux: &Linux) -> anyhow::Result<()> {
 
 fn shutdown(linux: &Linux) -> anyhow::Result<()> {
     linux.boots("polite", "")?;
-    let begun = Instant::now();
     linux.rekindle.does("stop polite --grace 50")?;
-    ensure!(
-        begun.elapsed() < Duration::from_secs(45),
-        "it was killed, not asked"
-    );
     ensure!(linux.rekindle.state_of("polite")? == "stopped");
     let output = linux.rekindle.output("polite")?;
-    ensure!(output.contains("Restarting system"), "{output}");
+    ensure!(
+        output.contains("Restarting system"),
+        "it was killed, not asked: {output}"
+    );
     Ok(())
 }

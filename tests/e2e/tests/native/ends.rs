@@ -43,7 +43,6 @@ fn time_is_up(rekindle: &Rekindle) -> anyhow::Result<()> {
     rekindle.does("wait copy")?;
     let lived = begun.elapsed();
     ensure!(lived >= Duration::from_secs(1), "it ended after {lived:?}");
-    ensure!(lived < Duration::from_secs(5), "it ended after {lived:?}");
     ensure!(rekindle.state_of("copy")? == "stopped");
     ensure!(rekindle.state_of("original")? == "running");
     Ok(())

