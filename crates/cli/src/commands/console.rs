@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context as _, Result, bail};
+use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::{INPUT_FIFO, SERIAL, VmDir};
 use rustix::fs::OFlags;
@@ -50,7 +51,7 @@ impl Console {
             );
         }
         let _raw = RawTerminal::enter()?;
-        block_on(attach(&dir, input))
+        block_on(attach(&engine, &self.vm, &dir, input))
     }
 }
 
@@ -63,7 +64,7 @@ fn open_input(dir: &VmDir) -> Result<File> {
         .context("the guest's serial port takes no input")
 }
 
-async fn attach(dir: &VmDir, input: File) -> Result<()> {
+async fn attach(engine: &Engine, name: &VmName, dir: &VmDir, input: File) -> Result<()> {
     let (left, leaves) = oneshot::channel();
     // Reading a terminal cannot be given up; the thread ends with the process.
     std::thread::spawn(move || {
@@ -77,7 +78,7 @@ async fn attach(dir: &VmDir, input: File) -> Result<()> {
     };
     let follower = Follower::from_start(&dir.file(SERIAL));
     tokio::select! {
-        ended = follow(dir, follower, &mut show) => {
+        ended = follow(engine, name, dir, follower, &mut show) => {
             ended?;
         }
         Ok(typed) = leaves => typed?,

@@ -26,7 +26,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
-        let (_, dir) = context.vm(&self.vm)?;
+        let (engine, dir) = context.vm(&self.vm)?;
         let path = dir.file(if self.vmm { LOG } else { SERIAL });
         let mut follower = Follower::from_start(&path);
         let mut out = io::stdout().lock();
@@ -38,7 +38,7 @@ impl Logs {
         if !self.follow {
             return follower.read_new(&mut sink);
         }
-        block_on(follow(&dir, follower, &mut sink))?;
+        block_on(follow(&engine, &self.vm, &dir, follower, &mut sink))?;
         Ok(())
     }
 }

@@ -213,11 +213,12 @@ async fn show(
     asked: &mut AskedToEnd,
 ) -> Result<Attached> {
     starting.wait()?;
-    attach(&VmDir::open(engine.root(), name)?, asked).await
+    attach(engine, name, asked).await
 }
 
 /// Shows the serial console until the VM ends or this process is asked to.
-async fn attach(dir: &VmDir, asked: &mut AskedToEnd) -> Result<Attached> {
+async fn attach(engine: &Engine, name: &VmName, asked: &mut AskedToEnd) -> Result<Attached> {
+    let dir = VmDir::open(engine.root(), name)?;
     let mut filter = guest::StatusFilter::default();
     let mut show = |bytes: &[u8]| -> Result<()> {
         let mut out = io::stdout();
@@ -227,7 +228,7 @@ async fn attach(dir: &VmDir, asked: &mut AskedToEnd) -> Result<Attached> {
     };
     let follower = Follower::from_start(&dir.file(SERIAL));
     let ended = tokio::select! {
-        ended = follow(dir, follower, &mut show) => ended?,
+        ended = follow(engine, name, &dir, follower, &mut show) => ended?,
         () = asked.asked() => return Ok(Attached::Interrupted),
     };
     let rest = filter.finish();

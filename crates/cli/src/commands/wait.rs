@@ -27,7 +27,8 @@ impl Wait {
         let (engine, dir) = context.vm(&self.vm)?;
         look(&engine, &self.vm, &dir)?;
         let follower = Follower::from_start(&dir.file(SERIAL));
-        let Some(record) = block_on(follow(&dir, follower, &mut |_| Ok(())))? else {
+        let Some(record) = block_on(follow(&engine, &self.vm, &dir, follower, &mut |_| Ok(())))?
+        else {
             anyhow::bail!("{} was removed", self.vm);
         };
         if self.json {

@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
 use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{counter, pattern};
@@ -41,6 +42,10 @@ pub(crate) fn stories() -> Vec<Story> {
             without_its_snapshot,
         ),
         story("all that runs is killed in one instant", all_at_once),
+        story(
+            "who waits for a VM is told when all of it is killed in one instant",
+            told_by_nobody,
+        ),
         story(
             "a killed firecracker is told by the next command",
             nobody_left_to_tell,
@@ -293,6 +298,38 @@ fn all_at_once(rekindle: &Rekindle) -> anyhow::Result<()> {
     rekindle.does("rm copy")?;
     rekindle.does("restore base --name copy")?;
     goes_on(rekindle, "copy")
+}
+
+/// No process of the VM is left that could write down that it ended.
+fn told_by_nobody(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    let mut run = rekindle.listens(&format!("run {guest} --name c"))?;
+    run.hears("n=2\n")?;
+    let mut follower = rekindle.follows("c")?;
+    follower.counts(2)?;
+    let mut waiter = rekindle.listens("wait c --json")?;
+    // It holds what it waits for once it watches the directory.
+    until("it waits", || watches(waiter.child().id()))?;
+    for (role, process) in rekindle.processes()? {
+        if role != Role::Verb {
+            let pid = Pid::from_raw(process.pid()).context("0 is no process")?;
+            kill_process(pid, Signal::KILL)?;
+        }
+    }
+    let (status, _) = run.ends().context("run")?;
+    ensure!(status == Some(125), "run ended with {status:?}");
+    let (status, _) = follower.ends().context("logs -f")?;
+    ensure!(status == Some(0), "logs -f ended with {status:?}");
+    let (status, said) = waiter.ends().context("wait")?;
+    ensure!(status == Some(1) && said.contains("\"failed\""), "{said}");
+    Ok(())
+}
+
+/// Whether a process watches files.
+fn watches(pid: u32) -> anyhow::Result<bool> {
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let mut held = held.flatten().filter_map(|fd| fd.path().read_link().ok());
+    Ok(held.any(|file| file.to_string_lossy().contains("inotify")))
 }
 
 /// Firecracker dies when its monitor and keeper are dead already.
