@@ -5,12 +5,10 @@ use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::adopt::end_workers_in;
 use rekindle_engine::vm::dir::VmDir;
-use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::state::{Ask, State, decide};
 
 use super::{Context, block_on};
-use crate::monitor::client;
-use crate::monitor::protocol::{self, StopRequest};
+use crate::monitor::client::{self, Killed};
 use crate::monitor::truth::{Truth, Watch, look};
 use crate::monitor::watchers::{Farewell, end_watchers};
 
@@ -41,10 +39,8 @@ pub(crate) fn remove(engine: &Engine, name: &VmName, dir: &VmDir, force: bool) -
     match look(engine, name, dir) {
         Ok(Truth::Known(record)) if record.state.is_over() => farewell = Farewell::Answers,
         Ok(Truth::Known(record)) if record.state.is_alive() && force && Watch::is_kept(dir) => {
-            let kill = StopRequest { grace_ms: 0 };
-            let told = client::tell::<Record>(engine, name, dir, protocol::STOP, Some(&kill));
-            // A monitor that does not answer is ended below, and the VM with it.
-            if told.is_ok() {
+            // What still runs then is ended below.
+            if let Ok(Killed::Asked) = client::kill(engine, name, dir) {
                 farewell = Farewell::Answers;
             }
         }

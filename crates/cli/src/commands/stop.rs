@@ -1,12 +1,15 @@
 //! `rekindle stop`.
 
 use anyhow::Result;
+use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::STOP_GRACE;
+use rekindle_engine::vm::dir::VmDir;
 use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::stop::stop_unowned;
 
-use super::Context;
-use crate::monitor::client;
+use super::{Context, block_on};
+use crate::monitor::client::{self, Killed};
 use crate::monitor::protocol::{self, StopRequest};
 use crate::monitor::truth::{Truth, look};
 use crate::output;
@@ -33,10 +36,21 @@ impl Stop {
             return Ok(());
         }
         let _waiting = output::waiting(format!("asking {} to shut down", self.vm));
+        if self.grace == 0 {
+            return kill(&engine, &self.vm, &dir);
+        }
         let request = StopRequest {
             grace_ms: self.grace.saturating_mul(1000),
         };
         client::tell::<Record>(&engine, &self.vm, &dir, protocol::STOP, Some(&request))?;
         Ok(())
     }
+}
+
+/// Kills a VM, whatever its monitor is doing.
+fn kill(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<()> {
+    if client::kill(engine, name, dir)? == Killed::Overruled {
+        block_on(async { Ok(stop_unowned(dir.clone()).await?) })?;
+    }
+    Ok(())
 }

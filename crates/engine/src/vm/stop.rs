@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
+use super::adopt::{end_leftovers, end_workers_in};
+use super::claim::Claim;
+use super::console::Console;
+use super::dir::{DirError, VmDir};
+use super::record::{Record, RecordError};
 use super::state::{Ask, State, Step, decide};
-use super::{End, Vm, VmError};
-use crate::vm::dir::DirError;
+use super::{End, Vm, VmError, launch};
 
 /// How a VM is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +19,42 @@ pub enum Manner {
     Ask(Duration),
     /// It is killed at once.
     Kill,
+}
+
+/// Why a VM that nobody owns could not be ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// Somebody owns it, or its directory cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Kills what is left of a VM whose owner is dead, keeps its last output, and writes down that it was stopped. `Ok` if
+/// it had ended already; the state that it ended in.
+pub async fn stop_unowned(dir: VmDir) -> Result<State, StopError> {
+    let claim = Claim::take(dir)?;
+    let mut record = Record::read(claim.dir())?;
+    if record.state.is_over() {
+        return Ok(record.state);
+    }
+    end_leftovers(&record).await;
+    end_workers_in(claim.dir()).await;
+    // Output is no reason to leave the VM undone.
+    if let Ok(mut console) = Console::open(claim.dir()) {
+        console.finish().await;
+    }
+    launch::remove_sockets(claim.dir());
+    record.state = State::Stopped;
+    record.ended = Some(Timestamp::now());
+    record.capturing = None;
+    record.firecracker = None;
+    record.pager = None;
+    record.write(claim.dir())?;
+    Ok(record.state)
 }
 
 impl Vm {

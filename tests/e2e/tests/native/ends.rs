@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, SOON, wait_for};
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,6 +17,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "who waits for a VM and who follows it learn of its end",
             an_end_is_told,
+        ),
+        story(
+            "a VM is killed also while its monitor grants it time to end",
+            killed_in_its_grace,
         ),
         story("a VM in the foreground ends with Ctrl-C", ctrl_c),
         story(
@@ -67,6 +71,49 @@ fn an_end_is_told(rekindle: &Rekindle) -> anyhow::Result<()> {
     rekindle.does("wait c")?;
     rekindle.does("logs -f c")?;
     Ok(())
+}
+
+/// The guest knows nothing of Ctrl-Alt-Del, and would be given an hour.
+fn killed_in_its_grace(rekindle: &Rekindle) -> anyhow::Result<()> {
+    for kill in ["stop c --grace 0", "rm --force c"] {
+        rekindle.boots("c", &counter())?;
+        let mut asked = rekindle.command("stop c --grace 3600");
+        let mut asked = asked.stderr(Stdio::null()).spawn()?;
+        is_connected(rekindle, "c")?;
+        rekindle.does(kill)?;
+        wait_for(&mut asked, SOON).context("the one who grants it time")?;
+        let left = rekindle.processes()?;
+        ensure!(left.is_empty(), "after {kill}: {left:?}");
+        if kill.starts_with("stop") {
+            let record = rekindle.tells("inspect c --json")?;
+            ensure!(record["state"] == "stopped", "{record}");
+            ensure!(rekindle.output("c")?.contains("n=1\n"));
+            rekindle.does("rm c")?;
+        }
+        ensure!(rekindle.vms()?.is_empty());
+    }
+    Ok(())
+}
+
+/// Waits until somebody has a connection to a VM's monitor.
+fn is_connected(rekindle: &Rekindle, vm: &str) -> anyhow::Result<()> {
+    // Its name when it was bound, and each connection has it, too.
+    let socket = rekindle.vm(vm).join("control.next");
+    let socket = socket.to_str().context("a path of text")?;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let sockets = std::fs::read_to_string("/proc/net/unix")?;
+        if sockets
+            .lines()
+            .filter(|line| line.ends_with(socket))
+            .count()
+            > 1
+        {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "nobody is connected");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A command in the foreground, whose guest has counted to three.
