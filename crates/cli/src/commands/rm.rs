@@ -4,13 +4,13 @@ use anyhow::Result;
 use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::adopt::end_workers_in;
-use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::dir::{Hold, VmDir};
 use rekindle_engine::vm::state::{Ask, State, decide};
 
 use super::{Context, block_on};
 use crate::monitor::client::{self, Killed};
 use crate::monitor::truth::{Truth, Watch, look};
-use crate::monitor::watchers::{Farewell, end_watchers};
+use crate::monitor::watchers::{Farewell, end_watchers, watchers};
 
 /// Removes VMs that have ended, with their disks, serial output and logs
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,9 @@ impl Rm {
     }
 }
 
+/// How often others may start a monitor for a VM while it is removed.
+const ROUNDS: usize = 8;
+
 /// Removes one VM; kills it first if `force` says so.
 pub(crate) fn remove(engine: &Engine, name: &VmName, dir: &VmDir, force: bool) -> Result<()> {
     let mut farewell = Farewell::None;
@@ -52,11 +55,18 @@ pub(crate) fn remove(engine: &Engine, name: &VmName, dir: &VmDir, force: bool) -
         Err(e) if !force => return Err(e),
         Ok(_) | Err(_) => {}
     }
-    // Keeper and monitor end with the VM, and may still be about to.
-    end_watchers(engine.root(), name, farewell)?;
-    block_on(async {
-        end_workers_in(dir).await;
-        Ok(())
-    })?;
-    Ok(dir.remove()?)
+    for _ in 0..ROUNDS {
+        // Keeper and monitor end with the VM, and may still be about to.
+        end_watchers(engine.root(), name, farewell)?;
+        block_on(async {
+            end_workers_in(dir).await;
+            Ok(())
+        })?;
+        let hold = Hold::wait(engine.root())?;
+        // Somebody who looked meanwhile may have found a VM without a monitor, and started one.
+        if watchers(engine.root(), name)?.is_empty() {
+            return Ok(dir.remove(&hold)?);
+        }
+    }
+    anyhow::bail!("the monitor of {name} is started again and again")
 }

@@ -28,11 +28,11 @@ pub(crate) struct Starting {
 /// Makes the VM's directory, writes the job down and starts it.
 pub(crate) fn begin(engine: &Engine, name: &VmName, job: &Job) -> Result<Starting> {
     // Until the keeper can be seen, the new directory looks like one that nobody will ever care for.
-    let _hold = Hold::wait(engine.root())?;
+    let hold = Hold::wait(engine.root())?;
     let dir = VmDir::create(engine.root(), name)?;
     let begun = job.write(&dir).and_then(|()| spawn(engine, name, &dir));
     begun.inspect_err(|_| {
-        let _ = dir.remove();
+        let _ = dir.remove(&hold);
     })
 }
 

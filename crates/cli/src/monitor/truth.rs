@@ -131,7 +131,7 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
         end_workers_in(dir).await;
         Ok(())
     })?;
-    dir.remove()?;
+    dir.remove(&hold)?;
     eprintln!("rekindle: the start of {name} was cut short; what there was of it is removed");
     Err(missing(engine, name))
 }

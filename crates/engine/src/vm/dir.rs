@@ -114,10 +114,22 @@ impl DirError {
 #[derive(Debug)]
 pub struct Ownership {
     _lock: OwnedFd,
+    /// The directory itself. While it is open, no other can get its inode.
+    place: OwnedFd,
 }
 
-/// While anybody holds it, nobody else makes a VM's directory, takes one over or clears one away. Held for as long as
-/// it takes to make a directory and its owner visible, never while something is waited for.
+impl Ownership {
+    /// Whether the directory at this path is still the one that is owned, and not another that got its name since.
+    pub(crate) fn is_of(&self, dir: &VmDir) -> bool {
+        let owned = rustix::fs::fstat(&self.place);
+        let named = rustix::fs::lstat(dir.path());
+        matches!((owned, named), (Ok(owned), Ok(named))
+            if owned.st_dev == named.st_dev && owned.st_ino == named.st_ino)
+    }
+}
+
+/// While anybody holds it, nobody else makes a VM's directory, takes one over or removes one. Held for as long as it
+/// takes to make a directory and its owner visible, or to remove one, never while something is waited for.
 #[derive(Debug)]
 pub struct Hold {
     _lock: OwnedFd,
@@ -140,7 +152,7 @@ impl Hold {
 
 impl VmDir {
     /// [`Hold::wait`] on the folder that this directory is in.
-    pub(crate) fn hold(&self) -> Result<Hold, DirError> {
+    pub fn hold(&self) -> Result<Hold, DirError> {
         Hold::on(self.path.parent().unwrap_or(&self.path))
     }
 
@@ -193,15 +205,19 @@ impl VmDir {
 
     /// Takes the ownership of the VM, at once or not at all.
     pub fn own(&self) -> Result<Ownership, DirError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let place = rustix::fs::open(&self.path, flags, Mode::empty())
+            .map_err(|e| DirError::io(&self.path, e))?;
         let path = self.file(LOCK);
-        let lock = rustix::fs::open(
-            &path,
+        let lock = rustix::fs::openat(
+            &place,
+            LOCK,
             OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
             Mode::RUSR | Mode::WUSR,
         )
         .map_err(|e| DirError::io(&path, e))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Ownership { _lock: lock }),
+            Ok(()) => Ok(Ownership { _lock: lock, place }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(DirError::Owned {
                 path: self.path.clone(),
             }),
@@ -209,8 +225,9 @@ impl VmDir {
         }
     }
 
-    /// Removes the directory and all that is in it. Links are removed, never followed.
-    pub fn remove(&self) -> Result<(), DirError> {
+    /// Removes the directory and all that is in it. Links are removed, never followed. Whoever wants to own it waits
+    /// for the hold; nothing is made in it meanwhile.
+    pub fn remove(&self, _hold: &Hold) -> Result<(), DirError> {
         match std::fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DirError::io(&self.path, e)),
             _ => Ok(()),

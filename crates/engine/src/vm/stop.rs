@@ -75,7 +75,7 @@ impl Vm {
         if self.crew.is_some() {
             self.finish(End::Asked).await;
         }
-        self.claim.dir().remove()
+        self.claim.remove()
     }
 
     /// Whatever goes wrong here, killing is next.
