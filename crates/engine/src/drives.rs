@@ -5,8 +5,9 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rekindle_store::disk::copy_disk;
+use rekindle_store::disk::copy_disk_while;
 use rekindle_store::file::FileError;
 
 use crate::vm::config::{Access, Drive};
@@ -53,8 +54,12 @@ impl From<&Drive> for DriveSource {
     }
 }
 
-/// Puts the drives into the directory. Blocks while it copies.
-pub(crate) fn prepare(dir: &VmDir, drives: &[DriveSource]) -> Result<(), DriveError> {
+/// Puts the drives into the directory, unless that is given up meanwhile. Blocks while it copies.
+pub(crate) fn prepare(
+    dir: &VmDir,
+    drives: &[DriveSource],
+    given_up: &AtomicBool,
+) -> Result<(), DriveError> {
     if drives.is_empty() {
         return Ok(());
     }
@@ -70,9 +75,12 @@ pub(crate) fn prepare(dir: &VmDir, drives: &[DriveSource]) -> Result<(), DriveEr
         let target = dir.disk(&drive.id);
         match drive.access {
             Access::OwnCopy => {
-                copy_disk(&drive.file, &target).map_err(|source| DriveError::Copy {
-                    id: drive.id.clone(),
-                    source,
+                let goes_on = || !given_up.load(Ordering::Relaxed);
+                copy_disk_while(&drive.file, &target, &goes_on).map_err(|source| {
+                    DriveError::Copy {
+                        id: drive.id.clone(),
+                        source,
+                    }
                 })?;
             }
             Access::ReadOnly => link(&drive.file, &target)?,

@@ -22,14 +22,26 @@ pub enum Copied {
 /// [`FileError::NotRegular`] if `from` is anything else than a regular file, [`FileError::NoSpace`] if the
 /// disk is full, [`FileError::Io`] for the rest, such as a `to` that exists.
 pub fn copy_disk(from: &Path, to: &Path) -> Result<Copied, FileError> {
+    copy_disk_while(from, to, &|| true)
+}
+
+/// [`copy_disk`], as long as `goes_on` says so. It is asked every few milliseconds.
+///
+/// # Errors
+/// As [`copy_disk`]; [`FileError::Io`] with [`std::io::ErrorKind::Interrupted`] when it was given up.
+pub fn copy_disk_while(
+    from: &Path,
+    to: &Path,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Copied, FileError> {
     let source = open_regular(from)?;
     let copy = create_new(to)?;
     // Whatever stands in the way of sharing, the copy below meets it as well, if it matters.
     if ioctl_ficlone(&copy, &source).is_ok() {
         return Ok(Copied::Reflink);
     }
-    let copied =
-        size(&source, from).and_then(|size| copy_sparse(&source, &copy, size).at("copy to", to));
+    let copied = size(&source, from)
+        .and_then(|size| copy_sparse(&source, &copy, size, goes_on).at("copy to", to));
     if copied.is_err() {
         // The error that matters is the first one.
         let _ = std::fs::remove_file(to);

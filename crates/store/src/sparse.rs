@@ -60,13 +60,24 @@ fn copy_by_hand(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the data of `from` into the new, empty file `to`, and leaves its holes holes.
-pub(crate) fn copy_sparse(from: &File, to: &File, size: ByteSize) -> io::Result<()> {
+/// Copies the data of `from` into the new, empty file `to`, and leaves its holes holes. Given up with
+/// [`io::ErrorKind::Interrupted`] when `goes_on`, which is asked now and then, says so.
+pub(crate) fn copy_sparse(
+    from: &File,
+    to: &File,
+    size: ByteSize,
+    goes_on: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    /// Some milliseconds of work.
+    const PIECE: u64 = 16 << 20;
     to.set_len(size.get())?;
     let mut at = 0;
     while let Some(data) = next_data(from, at, size.get())? {
-        at = data.end;
-        copy_range(from, to, data)?;
+        if !goes_on() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        at = data.end.min(data.start + PIECE);
+        copy_range(from, to, data.start..at)?;
     }
     Ok(())
 }

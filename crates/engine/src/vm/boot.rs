@@ -1,6 +1,9 @@
 //! Booting: a fresh machine from a kernel.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -8,7 +11,7 @@ use rekindle_firecracker::model::{
     BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface, Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::claim::Claim;
 use super::config::{Access, BootConfig, ConfigError, DirtyPages, Machine, Role};
@@ -169,9 +172,17 @@ pub(crate) fn new_record(
     }
 }
 
-/// Drives that are being copied and linked, on a thread of its own, while other things go on.
+/// Drives that are being copied and linked, on a thread of its own, while other things go on. Dropped, it gives that up
+/// and waits until the thread has ended: the directory that it works in may be removed next.
 #[derive(Debug)]
-pub(crate) struct Drives(Option<JoinHandle<Result<(), DriveError>>>);
+pub(crate) struct Drives(Option<Copying>);
+
+#[derive(Debug)]
+struct Copying {
+    given_up: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    outcome: oneshot::Receiver<Result<(), DriveError>>,
+}
 
 impl Drives {
     pub(crate) fn prepare(dir: &VmDir, sources: impl Iterator<Item = DriveSource>) -> Drives {
@@ -180,17 +191,39 @@ impl Drives {
             return Drives(None);
         }
         let dir = dir.clone();
-        Drives(Some(tokio::task::spawn_blocking(move || {
-            drives::prepare(&dir, &sources)
-        })))
+        let given_up = Arc::new(AtomicBool::new(false));
+        let is_given_up = Arc::clone(&given_up);
+        let (sender, outcome) = oneshot::channel();
+        let prepare = move || {
+            // Nobody receives when it was given up.
+            let _ = sender.send(drives::prepare(&dir, &sources, &is_given_up));
+        };
+        // If there can be no thread, there is no outcome, and `ready` says so.
+        let thread = thread::Builder::new().name("drives".into()).spawn(prepare);
+        Drives(Some(Copying {
+            given_up,
+            thread: thread.ok(),
+            outcome,
+        }))
     }
 
     /// Waits until they are in place.
-    pub(crate) async fn ready(self) -> Result<(), BootError> {
-        let Some(task) = self.0 else { return Ok(()) };
-        task.await
-            .map_err(|e| BootError::Task(io::Error::other(e)))??;
+    pub(crate) async fn ready(mut self) -> Result<(), BootError> {
+        let Some(copying) = &mut self.0 else {
+            return Ok(());
+        };
+        let outcome = (&mut copying.outcome).await;
+        outcome.map_err(|e| BootError::Task(io::Error::other(e)))??;
         Ok(())
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -247,5 +280,35 @@ pub(crate) fn log_tail(log: &[String]) -> String {
         String::new()
     } else {
         format!("; its log ends:\n  {}", log.join("\n  "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rekindle_store::Root;
+
+    #[test]
+    fn a_start_that_is_dropped_copies_no_more() {
+        let place = tempfile::tempdir().unwrap();
+        // Never shared between two file systems, so that it takes a while.
+        let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = place.path().join("disk");
+        std::fs::write(&file, vec![1; 64 << 20]).unwrap();
+        let root = Root::open(shm.path()).unwrap();
+        let dir = VmDir::create(&root, &"v".parse().unwrap()).unwrap();
+        let drives = Drives::prepare(
+            &dir,
+            (0..4).map(|n| DriveSource {
+                id: format!("disk{n}"),
+                file: file.clone(),
+                access: Access::OwnCopy,
+            }),
+        );
+        let held_by_the_thread = Arc::clone(&drives.0.as_ref().unwrap().given_up);
+        drop(drives);
+        assert_eq!(Arc::strong_count(&held_by_the_thread), 1);
+        dir.remove(&dir.hold().unwrap()).unwrap();
+        assert!(!dir.path().exists());
     }
 }

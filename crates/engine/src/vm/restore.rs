@@ -416,12 +416,14 @@ fn prepare_in(
 impl Prepared {
     /// Starts Firecracker, loads the snapshot, and lets the guest run unless it was to stay paused.
     pub async fn start(self) -> Result<Vm, RestoreError> {
+        // Bound first, so that it is undone last: what works in the directory ends before it goes.
+        let claim = self.claim;
         let Prepared {
             mut starting,
             drives,
             mut console,
             mut record,
-            claim,
+            claim: _,
             source,
             config,
             engine,

@@ -1,7 +1,9 @@
-use rekindle_store::disk::{Copied, copy_disk};
+use rekindle_store::disk::{Copied, copy_disk, copy_disk_while};
 use rekindle_store::file::{FileError, FileKind};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::cell::Cell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 
@@ -29,6 +31,23 @@ fn a_copy_has_the_data_and_the_holes_of_its_original() {
     // Each has its own contents from now on.
     disk.write_all_at(b"other", 0).unwrap();
     assert_eq!(std::fs::read(&to).unwrap()[..9], *b"some data");
+}
+
+#[test]
+fn a_copy_that_is_given_up_is_gone() {
+    let temp = tempfile::tempdir().unwrap();
+    // Never shared between two file systems.
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (from, to) = (temp.path().join("from"), shm.path().join("to"));
+    std::fs::write(&from, vec![1; 40 << 20]).unwrap();
+    let asked = Cell::new(0);
+    let error = copy_disk_while(&from, &to, &|| asked.replace(asked.get() + 1) < 2).unwrap_err();
+    assert!(
+        matches!(&error, FileError::Io { source, .. } if source.kind() == ErrorKind::Interrupted),
+        "{error:?}"
+    );
+    assert_eq!(asked.get(), 3);
+    assert!(!to.exists());
 }
 
 #[test]
