@@ -23,6 +23,8 @@ use super::protocol::{Failure, PAUSE, RESUME, SNAPSHOT, STOP, SnapshotRequest, S
 const MAX_BODY: usize = 64 << 10;
 /// How long the last answers may take to be read.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the socket takes nobody after it could not take somebody.
+const RECOVERY: Duration = Duration::from_millis(50);
 /// How many requests may wait for the VM's task.
 const QUEUE: usize = 16;
 
@@ -90,11 +92,22 @@ async fn accept(
     mut stopped: watch::Receiver<()>,
 ) {
     let mut connections = JoinSet::new();
+    let mut told = false;
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => break,
+                Ok((stream, _)) => {
+                    told = false;
+                    stream
+                }
+                // Too few descriptors or too little memory, which pass. Nothing tells when; who asked waits.
+                Err(e) => {
+                    if !std::mem::replace(&mut told, true) {
+                        eprintln!("the control socket takes nobody until this passes: {e}");
+                    }
+                    tokio::time::sleep(RECOVERY).await;
+                    continue;
+                }
             },
             _ = stopped.changed() => break,
             Some(_) = connections.join_next() => continue,

@@ -5,13 +5,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, SOON, Said, finish};
+use rekindle_e2e::{Rekindle, Role, SOON, Said, finish, wait_for};
 use rekindle_kit::guest::{Counter, Mib, Ticks};
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
+use rustix::process::{Pid, Resource, Rlimit};
 
 use crate::bare::counter;
 use crate::story;
@@ -26,6 +27,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "without rights to userfaultfd the file backend is named",
             no_rights_to_userfaultfd,
+        ),
+        story(
+            "a monitor that is out of descriptors answers when it has some",
+            out_of_descriptors,
         ),
         Story::new(
             "a disk that is full in a snapshot leaves the VM running",
@@ -264,6 +269,36 @@ fn full_at_a_start() -> anyhow::Result<()> {
     }
     rekindle.follows("original")?.counts(5)?;
     rekindle.leaves_nothing()
+}
+
+/// A monitor that has no descriptor left for whoever asks, and then has one again.
+fn out_of_descriptors(rekindle: &Rekindle) -> anyhow::Result<()> {
+    rekindle.boots("c", &counter())?;
+    let mut found = rekindle.processes()?.into_iter();
+    let monitor = found.find(|(role, _)| *role == Role::Monitor);
+    let (_, monitor) = monitor.context("no monitor")?;
+    let pid = Pid::from_raw(monitor.pid());
+    let before = rustix::process::prlimit(pid, Resource::Nofile, none_left())?;
+    let mut pause = rekindle.command("pause c").spawn()?;
+    let log = rekindle.vm("c").join("monitor.log");
+    let deadline = Instant::now() + SOON;
+    while !fs::read_to_string(&log)?.contains("takes nobody") {
+        ensure!(Instant::now() < deadline, "it took somebody");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    rustix::process::prlimit(pid, Resource::Nofile, before)?;
+    ensure!(wait_for(&mut pause, SOON)?.success());
+    ensure!(rekindle.state_of("c")? == "paused");
+    Ok(())
+}
+
+/// What is open stays open.
+fn none_left() -> Rlimit {
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    Rlimit {
+        current: Some(0),
+        maximum,
+    }
 }
 
 /// The guest would stand still for ever if nobody took its output any more.
