@@ -35,10 +35,8 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn write(&self, dir: &VmDir) -> Result<()> {
-        let (path, next) = (dir.file(FILE), dir.file("monitor.json.next"));
-        std::fs::write(&next, serde_json::to_vec_pretty(self)?)
-            .and_then(|()| std::fs::rename(&next, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+        dir.replace(FILE, &serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", dir.file(FILE).display()))
     }
 
     pub(crate) fn read(dir: &VmDir) -> Option<Watch> {

@@ -55,7 +55,8 @@ pub const METRICS: &str = "metrics";
 pub const MERGED_MEMORY: &str = "memory";
 
 const LOCK: &str = "lock";
-const RECORD: &str = "record.json";
+/// What is known of the VM, relative to its directory.
+pub(crate) const RECORD: &str = "record.json";
 
 /// The path of a VM's directory, and of what is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,6 +235,13 @@ impl VmDir {
         }
     }
 
+    /// Replaces a file in it: whoever reads sees the old one or the new one, whole. Not flushed to the disk.
+    pub fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+        let next = self.file(format!("{name}.next"));
+        std::fs::write(&next, contents)?;
+        std::fs::rename(&next, self.file(name))
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -258,4 +266,32 @@ impl VmDir {
 /// A drive's path as Firecracker is told it: relative to the VM's directory.
 pub fn disk_path(drive_id: &str) -> PathBuf {
     Path::new(DISKS).join(drive_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_or_stays_as_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let root = Root::open(place.path()).unwrap();
+        let dir = VmDir::create(&root, &"v".parse().unwrap()).unwrap();
+        let names = || -> Vec<_> {
+            let entries = std::fs::read_dir(dir.path()).unwrap().flatten();
+            entries.map(|entry| entry.file_name()).collect()
+        };
+        dir.replace("a.json", b"one").unwrap();
+        let mut before = std::fs::File::open(dir.file("a.json")).unwrap();
+        dir.replace("a.json", b"and two").unwrap();
+        assert_eq!(std::fs::read(dir.file("a.json")).unwrap(), b"and two");
+        let mut seen = String::new();
+        io::Read::read_to_string(&mut before, &mut seen).unwrap();
+        assert_eq!(seen, "one");
+        assert_eq!(names(), ["a.json"]);
+
+        std::fs::create_dir(dir.file("a.json.next")).unwrap();
+        assert!(dir.replace("a.json", b"three").is_err());
+        assert_eq!(std::fs::read(dir.file("a.json")).unwrap(), b"and two");
+    }
 }

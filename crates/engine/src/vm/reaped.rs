@@ -29,9 +29,7 @@ pub struct Reaped {
 impl Reaped {
     /// Leaves it for whoever looks after the VM next.
     pub fn leave(&self, dir: &VmDir) -> io::Result<()> {
-        let (path, next) = (dir.file(FILE), dir.file("reaped.json.next"));
-        std::fs::write(&next, serde_json::to_vec(self)?)?;
-        std::fs::rename(next, path)
+        dir.replace(FILE, &serde_json::to_vec(self)?)
     }
 
     fn read(dir: &VmDir, pid: u32) -> Option<Exit> {

@@ -12,7 +12,7 @@ use rekindle_store::{SnapshotId, VmName};
 use serde::{Deserialize, Serialize};
 
 use super::config::{Backend, Machine};
-use super::dir::VmDir;
+use super::dir::{RECORD, VmDir};
 use super::state::State;
 
 /// The record version that this program writes, and the newest that it reads.
@@ -194,11 +194,9 @@ impl Record {
             path: path.clone(),
             source,
         };
-        let next = path.with_extension("json.next");
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| io(e.into()))?;
         text.push(b'\n');
-        std::fs::write(&next, text).map_err(io)?;
-        std::fs::rename(&next, &path).map_err(io)
+        dir.replace(RECORD, &text).map_err(io)
     }
 }
 
