@@ -26,6 +26,9 @@ const WINDOW: Duration = Duration::from_secs(30);
 pub(crate) fn run(name: &VmName, root: &Root, dir: &VmDir) -> Result<()> {
     // A session of its own: neither the terminal's hang-up nor its Ctrl-C reaches the VM.
     let _ = rustix::process::setsid();
+    // And no directory of whoever started it, which could not be unmounted as long as the VM lives. Paths that came
+    // from there were made absolute before.
+    std::env::set_current_dir("/").context("cannot leave the working directory")?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot become a child subreaper")?;
     let mut deaths: Vec<Instant> = Vec::new();

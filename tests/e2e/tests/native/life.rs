@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, Role, finish, sequence};
+use rekindle_e2e::{Rekindle, Role, SOON, finish, sequence};
 use rekindle_kit::story::Story;
 
 use crate::bare::counter;
@@ -22,6 +22,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "a VM outlives the shell that started it",
             outlives_the_shell,
+        ),
+        story(
+            "a VM does not hold on to the directory it was started in",
+            holds_no_directory,
         ),
         story("what a VM's state forbids is refused", what_is_forbidden),
     ]
@@ -183,6 +187,32 @@ fn outlives_the_shell(rekindle: &Rekindle) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(100));
     ensure!(rekindle.state_of("c")? == "running");
     ensure!(rekindle.state_of("copy")? == "running");
+    Ok(())
+}
+
+/// All paths that are given are relative to it.
+fn holds_no_directory(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let place = rekindle.file("elsewhere");
+    std::fs::create_dir(&place)?;
+    counter().write(&place.join("counter"))?;
+    std::fs::write(place.join("disk"), [0; 4096])?;
+    let line = "run --name c --detach --mem 32 --kernel ./counter --disk disk";
+    let mut run = rekindle.command(line);
+    run.current_dir(&place)
+        .env("REKINDLE_ROOT", "../state")
+        .env("REKINDLE_FIRECRACKER", "./firecracker");
+    std::os::unix::fs::symlink(rekindle.firecracker(), place.join("firecracker"))?;
+    finish(run, line)?.done()?;
+    rekindle.follows("c")?.counts(2)?;
+    for (role, process) in rekindle.processes()? {
+        let cwd = std::fs::read_link(format!("/proc/{}/cwd", process.pid()))?;
+        ensure!(!cwd.starts_with(&place), "{role:?} is in {}", cwd.display());
+    }
+    // Who looks after it when its monitor is dead was started there as well.
+    let mut found = rekindle.processes()?.into_iter();
+    let monitor = found.find(|(role, _)| *role == Role::Monitor);
+    monitor.context("no monitor")?.1.kill(SOON)?;
+    rekindle.does("pause c")?;
     Ok(())
 }
 
