@@ -1,5 +1,6 @@
 //! Where the programs are that a VM runs on.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use rekindle_store::Root;
@@ -42,7 +43,7 @@ impl Programs {
     /// Firecracker from `$REKINDLE_FIRECRACKER`, from what `rekindle setup` installed under `root`, or from
     /// `$PATH`, in this order; `rekindle` from `$PATH`.
     pub fn discover(root: &Root) -> Result<Programs, ProgramError> {
-        let rekindle = in_path("rekindle").ok_or(ProgramError::NoRekindle)?;
+        let rekindle = in_path("rekindle", &search_path()).ok_or(ProgramError::NoRekindle)?;
         Ok(Programs {
             firecracker: find_firecracker(root)?,
             rekindle,
@@ -76,7 +77,7 @@ fn find_firecracker(root: &Root) -> Result<PathBuf, ProgramError> {
     if installed.is_file() {
         return absolute(installed);
     }
-    in_path("firecracker").ok_or(ProgramError::NoFirecracker { installed })
+    in_path("firecracker", &search_path()).ok_or(ProgramError::NoFirecracker { installed })
 }
 
 /// Programs are started from another working directory.
@@ -84,9 +85,14 @@ fn absolute(path: PathBuf) -> Result<PathBuf, ProgramError> {
     std::path::absolute(&path).map_err(|_| ProgramError::NotAFile { path })
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
+fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_default()
+}
+
+/// The first program of that name, absolute also where a folder in the search path is relative.
+fn in_path(name: &str, path: &OsStr) -> Option<PathBuf> {
+    std::env::split_paths(path)
+        .filter_map(|folder| std::path::absolute(folder.join(name)).ok())
         .find(|path| is_program(path))
 }
 
@@ -94,4 +100,24 @@ fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_program_in_a_relative_folder_of_the_search_path_is_found_absolute() {
+        // Tests run in their package's directory, and others may run beside this one: no moving about.
+        let here = std::env::current_dir().unwrap();
+        let place = tempfile::tempdir_in(&here).unwrap();
+        let program = place.path().join("program");
+        std::fs::write(&program, "").unwrap();
+        let folder = place.path().strip_prefix(&here).unwrap();
+        let path = std::env::join_paths([Path::new("/nowhere"), folder]).unwrap();
+        assert_eq!(in_path("program", &path), None);
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(in_path("program", &path), Some(program));
+    }
 }
