@@ -14,6 +14,7 @@ use rekindle_engine::vm::dir::{SERIAL, VmDir};
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::state::State;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::{Context, block_on, fresh_name, parse_duration, rm};
 use crate::guest::{self, Guest};
@@ -212,7 +213,15 @@ async fn show(
     starting: Starting,
     asked: &mut AskedToEnd,
 ) -> Result<Attached> {
-    starting.wait()?;
+    let (sender, up) = oneshot::channel();
+    // On a thread that is not waited for: it ends with the keeper, or with this process.
+    std::thread::Builder::new().spawn(move || {
+        let _ = sender.send(starting.wait());
+    })?;
+    tokio::select! {
+        up = up => up.context("the wait for the start was lost")??,
+        () = asked.asked() => return Ok(Attached::Interrupted),
+    };
     attach(engine, name, asked).await
 }
 

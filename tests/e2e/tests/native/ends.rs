@@ -1,11 +1,14 @@
 //! How a VM ends: its time is up, it is stopped, its terminal is interrupted.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, SOON, wait_for};
 use rekindle_kit::story::Story;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bare::counter;
@@ -28,6 +31,7 @@ pub(crate) fn stories() -> Vec<Story> {
             ended_in_the_foreground,
         ),
         story("Ctrl-C during the start leaves no VM", ctrl_c_at_once),
+        story("Ctrl-C ends a start that goes on and on", ctrl_c_in_a_start),
         story(
             "a firecracker that dies is told and cleaned up",
             a_firecracker_that_dies,
@@ -167,6 +171,36 @@ fn ctrl_c_at_once(rekindle: &Rekindle) -> anyhow::Result<()> {
         let vms = rekindle.vms()?;
         ensure!(vms.is_empty(), "after {delay} ms: {vms:?}");
     }
+    Ok(())
+}
+
+/// The firecracker of this story never answers.
+fn ctrl_c_in_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let place = rekindle.file("mute");
+    std::fs::create_dir(&place)?;
+    let (program, gate) = (place.join("firecracker"), place.join("gate"));
+    // It starts no other program, which nobody would know to end.
+    let script = format!("#!/bin/sh\nread line < {}\n", gate.display());
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, Permissions::from_mode(0o700))?;
+    mknodat(CWD, &gate, FileType::Fifo, Mode::RUSR, 0)?;
+    let guest = rekindle.guest(&counter())?;
+    let mut run = rekindle.command(&format!("run {guest} --name c"));
+    run.env("REKINDLE_FIRECRACKER", &program);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let record = rekindle.vm("c").join("record.json");
+    let deadline = Instant::now() + SOON;
+    while !std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"firecracker\": {")) {
+        ensure!(Instant::now() < deadline, "it starts no firecracker");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    interrupt(&run)?;
+    let status = wait_for(&mut run, SOON)?;
+    // 125 would be the start's own failure, once its patience is over.
+    ensure!(status.code() == Some(130), "it ended with {status:?}");
+    ensure!(rekindle.vms()?.is_empty());
+    let left = rekindle.processes()?;
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
