@@ -7,6 +7,8 @@
 //!
 //! The story is this program again, with `demo-story`: the lab runs one command.
 
+mod evidence;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
@@ -153,6 +155,10 @@ fn say(text: &str) {
 pub(crate) fn story(rekindle: &Path, root: &Path) -> Result<()> {
     let story = Story::new(rekindle, root);
     let told = story.tell();
+    if told.is_err() {
+        // Why it failed comes first if this fails as well.
+        let _ = story.show_evidence();
+    }
     let swept = story.sweep();
     told.and(swept)
 }
@@ -255,10 +261,30 @@ impl<'a> Story<'a> {
         Ok(format!("{copied} pages copied, {zeroed} zeroed, of {of}"))
     }
 
+    fn vms(&self) -> Result<Vec<Value>> {
+        Ok(serde_json::from_str(&self.rekindle(&["ps", "--json"])?)?)
+    }
+
+    /// Shows what the VMs are and said, a mute one and one that ended most of all.
+    fn show_evidence(&self) -> Result<()> {
+        for vm in self.vms()? {
+            let name = vm["name"].as_str().context("a VM has a name")?;
+            let state = vm["state"].as_str().unwrap_or("unknown");
+            let state = match &vm["why"] {
+                Value::Null => state.to_owned(),
+                why => format!("{state}: {why}"),
+            };
+            let printed = self.command(&["logs", name]).output()?.stdout;
+            let printed = String::from_utf8_lossy(&printed);
+            let dir = self.root.join("vms").join(name);
+            eprint!("{}", evidence::of(name, &state, &printed, &dir));
+        }
+        Ok(())
+    }
+
     /// Removes what a story leaves, also one that was killed.
     fn sweep(&self) -> Result<()> {
-        let listed: Vec<Value> = serde_json::from_str(&self.rekindle(&["ps", "--json"])?)?;
-        for vm in listed {
+        for vm in self.vms()? {
             let name = vm["name"].as_str().context("a VM has a name")?;
             self.rekindle(&["rm", "--force", name])?;
         }

@@ -1,7 +1,7 @@
 //! What verbs print: lines for people, JSON for programs, aligned columns for both eyes.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -47,18 +47,56 @@ pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -
 
 /// Tells a person at a terminal that something takes its time, until this is dropped. Says nothing into a pipe.
 pub(crate) fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
-    let bar = ProgressBar::new_spinner().with_message(what);
-    bar.enable_steady_tick(Duration::from_millis(120));
-    Waiting(bar)
+    let what = what.into();
+    let stderr = io::stderr();
+    let term = std::env::var("TERM").ok();
+    let columns = rustix::termios::tcgetwinsize(&stderr).map_or(0, |size| size.ws_col);
+    match Screen::of(stderr.is_terminal(), term.as_deref(), columns) {
+        Screen::Live => {
+            let bar = ProgressBar::new_spinner().with_message(what);
+            bar.enable_steady_tick(Duration::from_millis(120));
+            Waiting(Some(bar))
+        }
+        Screen::Lines => {
+            eprintln!("rekindle: {what}");
+            Waiting(None)
+        }
+        Screen::None => Waiting(None),
+    }
 }
 
 /// Clears the line when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Waiting(ProgressBar);
+pub(crate) struct Waiting(Option<ProgressBar>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What can be shown to a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Screen {
+    /// A line that changes.
+    Live,
+    /// Whole lines only: a serial console, whose output is a log as often as not.
+    Lines,
+    /// Nobody looks.
+    None,
+}
+
+impl Screen {
+    fn of(is_terminal: bool, term: Option<&str>, columns: u16) -> Screen {
+        match term {
+            _ if !is_terminal => Screen::None,
+            None | Some("" | "dumb") => Screen::Lines,
+            // A serial console does not know its size.
+            Some(_) if columns == 0 => Screen::Lines,
+            Some(_) => Screen::Live,
+        }
     }
 }
 
@@ -92,5 +130,21 @@ pub(crate) fn ago(then: jiff::Timestamp) -> String {
         120..=7199 => format!("{} min ago", seconds / 60),
         7200..=172_799 => format!("{} h ago", seconds / 3600),
         _ => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_drawn_only_where_a_person_sees_it_change() {
+        let screen = |term, columns| Screen::of(true, term, columns);
+        assert_eq!(screen(Some("xterm-256color"), 80), Screen::Live);
+        assert_eq!(screen(Some("linux"), 80), Screen::Live);
+        assert_eq!(screen(Some("linux"), 0), Screen::Lines);
+        assert_eq!(screen(Some("dumb"), 80), Screen::Lines);
+        assert_eq!(screen(None, 80), Screen::Lines);
+        assert_eq!(Screen::of(false, Some("xterm"), 80), Screen::None);
     }
 }
