@@ -4,6 +4,7 @@
 //! server has started: the two start side by side. Whoever waits for Firecracker meanwhile also watches
 //! this process, since a page server that dies unseen leaves the guest waiting for ever.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,6 +53,23 @@ pub enum PagerError {
     },
 }
 
+/// What a page server uses beside the memory to be faster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hints<'a> {
+    /// The working set to bring before the guest asks; there may be no such file.
+    pub(crate) replay: Option<&'a Path>,
+    /// The working set to add to.
+    pub(crate) record: Option<&'a Path>,
+}
+
+impl Hints<'_> {
+    fn args(self) -> impl Iterator<Item = OsString> {
+        let options = [("--replay", self.replay), ("--record", self.record)];
+        let given = options.map(|(option, path)| Some([option.into(), path?.into()]));
+        given.into_iter().flatten().flatten()
+    }
+}
+
 /// A running page server.
 #[derive(Debug)]
 pub(crate) struct PagerProcess {
@@ -67,6 +85,7 @@ impl PagerProcess {
         dir: &VmDir,
         vm_id: &str,
         snapshot: &Path,
+        hints: Hints<'_>,
     ) -> Result<PagerProcess, PagerError> {
         let listener = bind(dir)?;
         let spawn = |source| PagerError::Spawn {
@@ -80,6 +99,7 @@ impl PagerProcess {
             .arg("--snapshot")
             .arg(snapshot)
             .args(["--stats", PAGER_STATS, "--id", vm_id])
+            .args(hints.args())
             .current_dir(dir.path())
             .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(listener)))

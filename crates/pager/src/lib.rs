@@ -272,18 +272,15 @@ fn on_drop(failing: Failing) -> OnDrop {
 /// The working set to replay and the one to record. Neither is worth a VM: what cannot be read is told, and left.
 fn working_set_of(state: &State) -> (Option<Replay>, Option<Recorder>) {
     let (saved, regions) = (state.saved(), state.regions());
+    let page_size = regions.page_size();
     let set = saved.replay.as_deref().and_then(|path| {
-        working_set::read(path).unwrap_or_else(|error| {
+        let read = working_set::read_for(path, page_size.bytes(), regions.pages());
+        read.unwrap_or_else(|error| {
             eprintln!("cannot replay {}: {error}", path.display());
             None
         })
     });
-    let fits = |set: &working_set::WorkingSet| {
-        (set.page_size(), set.pages()) == (regions.page_size().bytes(), regions.pages())
-    };
-    let replay = set
-        .filter(fits)
-        .map(|set| Replay::of(&set, regions.page_size()));
+    let replay = set.map(|set| Replay::of(&set, page_size));
     let held_back = replay.as_ref().map_or(&[][..], Replay::held_back);
     let recorder = saved
         .record

@@ -45,6 +45,12 @@ pub(crate) struct Restore {
     /// Track dirty pages, which diff snapshots of the copy need
     #[arg(long)]
     track_dirty_pages: bool,
+    /// Bring no page before the guest asks for it, though earlier copies told which it will
+    #[arg(long)]
+    no_replay: bool,
+    /// Do not take down which pages the guest touches in its first ten seconds
+    #[arg(long)]
+    no_record: bool,
     /// Compare all contents with their checksums first
     #[arg(long)]
     verify: bool,
@@ -169,6 +175,12 @@ impl Restore {
         }
         if self.track_dirty_pages {
             config = config.track_dirty_pages();
+        }
+        if self.no_replay {
+            config = config.no_replay();
+        }
+        if self.no_record {
+            config = config.no_record();
         }
         if self.verify {
             config = config.verify();

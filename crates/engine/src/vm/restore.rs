@@ -6,9 +6,10 @@
 //!                   drives copied ──────────────┘
 //! ```
 
-use std::path::PathBuf;
+mod config;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
@@ -19,9 +20,11 @@ use rekindle_store::flatten::{FlattenError, flatten_to};
 use rekindle_store::snapshot::{LeaseError, OpenError};
 use rekindle_store::store::ChainError;
 use rekindle_store::verify::VerifyError;
-use rekindle_store::{Lease, Snapshot, VmName};
-use serde::{Deserialize, Serialize};
+use rekindle_store::{Lease, Snapshot};
 
+pub use self::config::{
+    Check, Clock, Mismatch, Recording, Replay, RestoreConfig, TapOverride, Then,
+};
 use super::boot::{BootError, Drives, log_tail, new_record};
 use super::claim::Claim;
 use super::compat::{self, Incompatible};
@@ -34,138 +37,8 @@ use super::record::{Origin, Record, RecordError};
 use super::state::State;
 use super::{Vm, micros, portable};
 use crate::host::{self, HostError};
-use crate::pager::{PagerError, PagerProcess};
+use crate::pager::{Hints, PagerError, PagerProcess};
 use crate::{Engine, TapError, taps};
-
-/// How to restore.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct RestoreConfig {
-    /// The copy's name, unique under its root.
-    pub name: VmName,
-    /// How its memory comes in.
-    pub backend: Backend,
-    /// Whether the guest runs at once.
-    pub then: Then,
-    /// Other TAP devices than the snapshot names, by interface id (Firecracker ≥ 1.12).
-    pub taps: Vec<TapOverride>,
-    /// Another path for the vsock socket than the snapshot names (Firecracker ≥ 1.16).
-    pub vsock_path: Option<PathBuf>,
-    /// Whether the guest's clock is set forward (Firecracker ≥ 1.16, 1.15.1, 1.14.4).
-    pub clock: Clock,
-    /// Whether the pages that the guest writes are tracked, for Diff snapshots.
-    pub dirty_pages: DirtyPages,
-    /// Whether all contents are compared with their checksums first.
-    pub check: Check,
-    /// Whether a snapshot from another kind of host is tried all the same.
-    pub mismatch: Mismatch,
-    /// Ends the VM this long after its restore.
-    pub ttl: Option<Duration>,
-}
-
-/// What happens once the snapshot is loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Then {
-    /// The guest runs.
-    #[default]
-    Run,
-    /// The guest stays paused.
-    StayPaused,
-}
-
-/// A TAP device for one interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapOverride {
-    /// The interface, as the snapshot names it.
-    pub iface_id: String,
-    /// The TAP device on this host.
-    pub tap: String,
-}
-
-/// What a restored guest's clock shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Clock {
-    /// It goes on from the snapshot's time.
-    #[default]
-    GoesOn,
-    /// It jumps to the host's time.
-    SetToHost,
-}
-
-/// How much of a snapshot is checked before it is used. Sizes, manifest and the small files always are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Check {
-    /// Not the contents of memory and disks.
-    #[default]
-    Quick,
-    /// Everything.
-    Everything,
-}
-
-/// What to do with a snapshot that was made on another kind of host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mismatch {
-    /// Refuse it.
-    #[default]
-    Refuse,
-    /// Try all the same.
-    TryAnyway,
-}
-
-impl RestoreConfig {
-    /// Runs at once, memory through userfaultfd, everything else as the snapshot has it.
-    pub fn new(name: VmName) -> Self {
-        RestoreConfig {
-            name,
-            backend: Backend::default(),
-            then: Then::default(),
-            taps: Vec::new(),
-            vsock_path: None,
-            clock: Clock::default(),
-            dirty_pages: DirtyPages::default(),
-            check: Check::default(),
-            mismatch: Mismatch::default(),
-            ttl: None,
-        }
-    }
-
-    /// Chooses how the memory comes in.
-    pub fn backend(mut self, backend: Backend) -> Self {
-        self.backend = backend;
-        self
-    }
-
-    /// Leaves the guest paused once it is loaded.
-    pub fn paused(mut self) -> Self {
-        self.then = Then::StayPaused;
-        self
-    }
-
-    /// Puts an interface on another TAP device.
-    pub fn tap(mut self, iface_id: impl Into<String>, tap: impl Into<String>) -> Self {
-        self.taps.push(TapOverride {
-            iface_id: iface_id.into(),
-            tap: tap.into(),
-        });
-        self
-    }
-
-    /// Tracks dirty pages, which Diff snapshots need.
-    pub fn track_dirty_pages(mut self) -> Self {
-        self.dirty_pages = DirtyPages::Tracked;
-        self
-    }
-
-    /// Compares all contents with their checksums first.
-    pub fn verify(mut self) -> Self {
-        self.check = Check::Everything;
-        self
-    }
-}
 
 /// Why a snapshot was not restored. Everything that was made for the copy is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -393,7 +266,7 @@ fn prepare_in(
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
     record.write(claim.dir())?;
     let console = Console::open(claim.dir()).map_err(StartError::from)?;
-    let pager = start_pager(engine, claim.dir(), &record, &source, config.backend)?;
+    let pager = start_pager(engine, claim.dir(), &record, &source, &config)?;
     let starting = Starting::new(claim.dir(), pager);
     record.pager = starting.pager();
     let drives = Drives::prepare(
@@ -461,18 +334,20 @@ fn start_pager(
     dir: &VmDir,
     record: &Record,
     source: &Source,
-    backend: Backend,
+    config: &RestoreConfig,
 ) -> Result<Option<PagerProcess>, RestoreError> {
-    if backend == Backend::File {
+    if config.backend == Backend::File {
         return Ok(None);
     }
     let program = &engine.programs().rekindle;
-    Ok(Some(PagerProcess::start(
-        program,
-        dir,
-        &record.id,
-        source.tip().dir(),
-    )?))
+    let working_set = source.tip().working_set_path();
+    let hints = Hints {
+        replay: (config.replay == Replay::On).then_some(&*working_set),
+        record: (config.record == Recording::On).then_some(&*working_set),
+    };
+    let snapshot = source.tip().dir();
+    let pager = PagerProcess::start(program, dir, &record.id, snapshot, hints)?;
+    Ok(Some(pager))
 }
 
 /// The file that Firecracker maps: the snapshot's own, or a Diff chain merged into the VM's directory.

@@ -1,0 +1,183 @@
+//! What a restore is asked for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rekindle_store::VmName;
+use serde::{Deserialize, Serialize};
+
+use crate::vm::config::{Backend, DirtyPages};
+
+/// How to restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RestoreConfig {
+    /// The copy's name, unique under its root.
+    pub name: VmName,
+    /// How its memory comes in.
+    pub backend: Backend,
+    /// Whether the guest runs at once.
+    pub then: Then,
+    /// Other TAP devices than the snapshot names, by interface id (Firecracker ≥ 1.12).
+    pub taps: Vec<TapOverride>,
+    /// Another path for the vsock socket than the snapshot names (Firecracker ≥ 1.16).
+    pub vsock_path: Option<PathBuf>,
+    /// Whether the guest's clock is set forward (Firecracker ≥ 1.16, 1.15.1, 1.14.4).
+    pub clock: Clock,
+    /// Whether the pages that the guest writes are tracked, for Diff snapshots.
+    pub dirty_pages: DirtyPages,
+    /// Whether all contents are compared with their checksums first.
+    pub check: Check,
+    /// Whether a snapshot from another kind of host is tried all the same.
+    pub mismatch: Mismatch,
+    /// Whether the pages that earlier copies touched first come before the guest asks for them.
+    #[serde(default)]
+    pub replay: Replay,
+    /// Whether the pages that this copy touches first are taken down for later ones.
+    #[serde(default)]
+    pub record: Recording,
+    /// Ends the VM this long after its restore.
+    pub ttl: Option<Duration>,
+}
+
+/// What happens once the snapshot is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// The guest runs.
+    #[default]
+    Run,
+    /// The guest stays paused.
+    StayPaused,
+}
+
+/// A TAP device for one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapOverride {
+    /// The interface, as the snapshot names it.
+    pub iface_id: String,
+    /// The TAP device on this host.
+    pub tap: String,
+}
+
+/// What a restored guest's clock shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// It goes on from the snapshot's time.
+    #[default]
+    GoesOn,
+    /// It jumps to the host's time.
+    SetToHost,
+}
+
+/// How much of a snapshot is checked before it is used. Sizes, manifest and the small files always are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// Not the contents of memory and disks.
+    #[default]
+    Quick,
+    /// Everything.
+    Everything,
+}
+
+/// What to do with a snapshot that was made on another kind of host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mismatch {
+    /// Refuse it.
+    #[default]
+    Refuse,
+    /// Try all the same.
+    TryAnyway,
+}
+
+/// What happens with the pages that earlier copies of the snapshot touched first. Only where memory comes in through
+/// userfaultfd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replay {
+    /// They are brought before the guest asks, if the snapshot has a working set. A damaged one costs speed only.
+    #[default]
+    On,
+    /// They come when the guest asks, like all others.
+    Off,
+}
+
+/// What happens with the pages that this copy touches in its first ten seconds. Only where memory comes in through
+/// userfaultfd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recording {
+    /// They are added to the snapshot's working set, when the time is over or the copy ends.
+    #[default]
+    On,
+    /// Nothing is taken down; the snapshot's directory is not written to.
+    Off,
+}
+
+impl RestoreConfig {
+    /// Runs at once, memory through userfaultfd, everything else as the snapshot has it.
+    pub fn new(name: VmName) -> Self {
+        RestoreConfig {
+            name,
+            backend: Backend::default(),
+            then: Then::default(),
+            taps: Vec::new(),
+            vsock_path: None,
+            clock: Clock::default(),
+            dirty_pages: DirtyPages::default(),
+            check: Check::default(),
+            mismatch: Mismatch::default(),
+            replay: Replay::default(),
+            record: Recording::default(),
+            ttl: None,
+        }
+    }
+
+    /// Chooses how the memory comes in.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Leaves the guest paused once it is loaded.
+    pub fn paused(mut self) -> Self {
+        self.then = Then::StayPaused;
+        self
+    }
+
+    /// Puts an interface on another TAP device.
+    pub fn tap(mut self, iface_id: impl Into<String>, tap: impl Into<String>) -> Self {
+        self.taps.push(TapOverride {
+            iface_id: iface_id.into(),
+            tap: tap.into(),
+        });
+        self
+    }
+
+    /// Tracks dirty pages, which Diff snapshots need.
+    pub fn track_dirty_pages(mut self) -> Self {
+        self.dirty_pages = DirtyPages::Tracked;
+        self
+    }
+
+    /// Compares all contents with their checksums first.
+    pub fn verify(mut self) -> Self {
+        self.check = Check::Everything;
+        self
+    }
+
+    /// Brings no page before the guest asks for it.
+    pub fn no_replay(mut self) -> Self {
+        self.replay = Replay::Off;
+        self
+    }
+
+    /// Does not take down which pages the guest touches.
+    pub fn no_record(mut self) -> Self {
+        self.record = Recording::Off;
+        self
+    }
+}
