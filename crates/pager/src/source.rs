@@ -338,7 +338,7 @@ impl Layer {
             return Err(SourceError::NotAFile { path });
         }
         const TMPFS: i64 = 0x0102_1994;
-        let in_memory = fstatfs(&file).is_ok_and(|fs| i64::from(fs.f_type) == TMPFS);
+        let in_memory = fstatfs(&file).is_ok_and(|fs| fs.f_type == TMPFS);
         let layer = Layer {
             file,
             path,
