@@ -3,12 +3,13 @@
 //! ```text
 //! Store::begin ──► Draft in tmp/<id>  ──publish──►  Snapshot in snapshots/<id>  ──remove──► gone
 //!                    │ exclusive lock                 │ shared locks: Lease
-//!                    └ dropped or dead: collected     └ present means whole; never written to again
+//!                    └ dropped or dead: collected     └ present means whole; only its working set changes
 //! ```
 //!
 //! A snapshot is a directory that explains itself: see [`manifest`] for what it says, [`pages`] for how
 //! its memory is described page by page, and `docs/snapshot-format.md` for the bytes. A chain of Diff
-//! snapshots is read through a [`flatten::Flat`], which says for each page which layer has it.
+//! snapshots is read through a [`flatten::Flat`], which says for each page which layer has it. What its guests
+//! touched first is in its [`working_set`], which is a hint and no part of what makes it whole.
 //!
 //! Locks are `flock` on directories, so they end with the process that holds them, however it ends.
 #![forbid(unsafe_code)]

@@ -8,3 +8,4 @@ mod crash;
 #[expect(dead_code, reason = "shared with the tests that need more of it")]
 mod fixture;
 mod lease;
+mod working_set;

@@ -8,3 +8,4 @@ mod fixture;
 mod publish;
 mod remove;
 mod small_disk;
+mod working_set;
