@@ -284,3 +284,52 @@ impl Deadline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    /// What the fuzz target starts from: a message, then a line with the size of the memory file.
+    fn seeds() -> Vec<(Vec<u8>, u64)> {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/handshake");
+        let files = std::fs::read_dir(dir).unwrap();
+        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        paths.sort();
+        let read = |path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            let (message, memory) = text.trim_end().rsplit_once('\n').unwrap();
+            (message.as_bytes().to_vec(), memory.parse().unwrap())
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    #[test]
+    fn what_fuzzing_starts_from_is_served() {
+        for (message, memory) in seeds() {
+            assert_eq!(parse(&message, memory).unwrap().bytes(), memory);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn a_changed_message_is_refused_or_is_all_of_the_memory(
+            (mut message, memory) in select(seeds()),
+            changes in proptest::collection::vec((any::<Index>(), b'!'..=b'~'), 1..4),
+            cut in proptest::option::weighted(0.1, any::<Index>()),
+        ) {
+            for (at, byte) in changes {
+                *at.get_mut(&mut message) = byte;
+            }
+            if let Some(cut) = cut {
+                message.truncate(cut.index(message.len()));
+            }
+            if let Ok(map) = parse(&message, memory) {
+                prop_assert_eq!(map.bytes(), memory);
+            }
+        }
+    }
+}

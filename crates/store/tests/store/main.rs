@@ -8,4 +8,5 @@ mod fixture;
 mod publish;
 mod remove;
 mod small_disk;
+mod strangers;
 mod working_set;
