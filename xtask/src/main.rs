@@ -16,6 +16,7 @@ mod bench;
 mod check;
 mod console;
 mod demo;
+mod fuzz;
 mod lab;
 mod soak;
 mod test;
@@ -45,7 +46,7 @@ enum Command {
     Check,
     /// Runs every test, native and in the lab
     Test(test::Arguments),
-    /// Runs what takes too long for `test`: hundreds of kills at random moments
+    /// Runs what takes too long for `test`: hundreds of kills at random moments, and fuzzing
     Soak(soak::Arguments),
     /// Measures this host: the figures of docs/benchmarks.md
     Bench(bench::Arguments),

@@ -31,6 +31,25 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
         "-D",
         "warnings",
     ]);
+    // A workspace of its own. libFuzzer is not needed to look at it.
+    let fuzz = workspace.root.join("fuzz/Cargo.toml");
+    let mut fuzz_fmt = workspace.cargo();
+    fuzz_fmt
+        .args(["fmt", "--check", "--manifest-path"])
+        .arg(&fuzz);
+    let mut fuzz_clippy = workspace.cargo();
+    fuzz_clippy
+        .args([
+            "clippy",
+            "--quiet",
+            "--locked",
+            "--no-default-features",
+            "--manifest-path",
+        ])
+        .arg(&fuzz)
+        .arg("--target-dir")
+        .arg(&workspace.target)
+        .args(["--", "-D", "warnings"]);
     let mut doc = workspace.cargo();
     doc.args(["doc", "--quiet", "--workspace", "--no-deps"])
         .env("RUSTDOCFLAGS", "-D warnings");
@@ -38,6 +57,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let checks = [
         ("format", program(&mut fmt)?),
         ("lints", program(&mut clippy)?),
+        ("format of the fuzz targets", program(&mut fuzz_fmt)?),
+        ("lints of the fuzz targets", program(&mut fuzz_clippy)?),
         ("docs", program(&mut doc)?),
         ("dependency arrows", arrows::check(workspace)),
         ("unused dependencies", unused::check(workspace)?),
@@ -70,7 +91,7 @@ fn program(command: &mut Command) -> Result<Findings> {
 }
 
 /// Every file below `directory` with that ending, without what is built or hidden.
-fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut directories = vec![directory.to_owned()];
     while let Some(directory) = directories.pop() {

@@ -1,0 +1,160 @@
+//! Fuzzing of what reads a stranger's bytes, with libFuzzer and the stable compiler.
+//!
+//! ```text
+//! fuzz/fuzz_targets/<target>.rs ──built with coverage──► one process a target, one after the other
+//!   fuzz/seeds/<target>/             what it starts from
+//!   <target dir>/fuzz/corpus/…       inputs that led somewhere new, kept for the next time
+//!   <target dir>/fuzz/findings/…     inputs that failed, kept until somebody removes them
+//! ```
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::check::files;
+use crate::workspace::Workspace;
+
+/// What `cargo fuzz` gives the compiler, without a sanitizer: those need a nightly one.
+const COVERAGE: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// An input that takes more of one of these is a finding: bytes, seconds, MiB.
+const LIMITS: [&str; 3] = ["-max_len=8192", "-timeout=10", "-rss_limit_mb=256"];
+
+/// Runs every target for so long, also after one failed; returns what failed.
+pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<String>> {
+    let place = Place {
+        sources: workspace.root.join("fuzz"),
+        built: workspace.target.join("fuzz"),
+    };
+    place.build(workspace)?;
+    let mut failed = Vec::new();
+    for target in place.targets()? {
+        eprintln!("\n== fuzzing {target} for {seconds} s");
+        failed.extend(place.fuzz(&target, seconds)?);
+    }
+    Ok(failed)
+}
+
+struct Place {
+    sources: PathBuf,
+    built: PathBuf,
+}
+
+impl Place {
+    fn targets(&self) -> Result<Vec<String>> {
+        let sources = files(&self.sources.join("fuzz_targets"), "rs")?;
+        let stems = sources.iter().filter_map(|path| path.file_stem()?.to_str());
+        Ok(stems.map(str::to_owned).collect())
+    }
+
+    fn build(&self, workspace: &Workspace) -> Result<()> {
+        let status = workspace
+            .cargo()
+            .args(["build", "--release", "--locked", "--bins"])
+            // Named, so that build scripts and macros are built without coverage.
+            .args(["--target", &triple()])
+            .arg("--manifest-path")
+            .arg(self.sources.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&self.built)
+            .env("RUSTFLAGS", COVERAGE)
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .status()?;
+        ensure!(
+            status.success(),
+            "the fuzz targets do not build (libFuzzer needs a C++ compiler)"
+        );
+        Ok(())
+    }
+
+    /// Fuzzes one target; `None` if nothing was found.
+    fn fuzz(&self, target: &str, seconds: u32) -> Result<Option<String>> {
+        let corpus = made(self.built.join("corpus").join(target))?;
+        let findings = made(self.built.join("findings").join(target))?;
+        let log = self.built.join(format!("{target}.log"));
+        let status = Command::new(self.built.join(triple()).join("release").join(target))
+            .args([corpus, self.sources.join("seeds").join(target)])
+            .args(LIMITS)
+            .arg("-print_final_stats=1")
+            .arg(format!("-max_total_time={seconds}"))
+            // A directory, which it only takes for one by the slash.
+            .arg(format!("-artifact_prefix={}/", findings.display()))
+            .stderr(File::create(&log).context("a log of the fuzzer")?)
+            .status()
+            .with_context(|| format!("cannot run the fuzz target {target}"))?;
+        let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let said = String::from_utf8_lossy(&said);
+        for line in telling(&said, status.success()) {
+            eprintln!("{line}");
+        }
+        Ok((!status.success())
+            .then(|| format!("fuzz target {target} ({status}): see {}", log.display())))
+    }
+}
+
+fn made(directory: PathBuf) -> Result<PathBuf> {
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// What is worth telling of the fuzzer's many words: its counts, or what came since it found something.
+fn telling(said: &str, fine: bool) -> Vec<&str> {
+    let counts = ["stat::number_of", "stat::slowest", "stat::peak"];
+    let lines = said.lines();
+    if fine {
+        return lines
+            .filter(|line| counts.iter().any(|count| line.starts_with(count)))
+            .collect();
+    }
+    // Progress is a line that begins with how many inputs were tried.
+    let last = said.lines().filter(|line| !line.starts_with('#'));
+    let last: Vec<&str> = last.collect();
+    last[last.len().saturating_sub(40)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fuzz_target_has_something_to_start_from() {
+        let sources = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz"));
+        let place = Place {
+            built: PathBuf::new(),
+            sources,
+        };
+        let targets = place.targets().unwrap();
+        assert!(!targets.is_empty());
+        let manifest = fs::read_to_string(place.sources.join("Cargo.toml")).unwrap();
+        for target in targets {
+            let seeds = place.sources.join("seeds").join(&target);
+            assert!(fs::read_dir(seeds).unwrap().count() > 0, "{target}");
+            assert!(
+                manifest.contains(&format!("name = \"{target}\"")),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_the_fuzzers_words_the_counts_or_the_failure_are_told() {
+        let said = "INFO: Seed: 1\n#2 INITED cov: 3\n#4 NEW cov: 4\n\
+            stat::number_of_executed_units: 4\nstat::new_units_added: 1\n";
+        assert_eq!(telling(said, true), ["stat::number_of_executed_units: 4"]);
+        assert_eq!(
+            telling("#4 NEW\npanicked at x\n==1== ERROR: deadly signal\n", false),
+            ["panicked at x", "==1== ERROR: deadly signal"]
+        );
+    }
+}
