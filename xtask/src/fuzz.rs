@@ -108,19 +108,17 @@ fn triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// What is worth telling of the fuzzer's many words: its counts, or what came since it found something.
+/// What is worth telling of the fuzzer's many words: its counts, or what it found and where it wrote the input.
 fn telling(said: &str, fine: bool) -> Vec<&str> {
     let counts = ["stat::number_of", "stat::slowest", "stat::peak"];
-    let lines = said.lines();
     if fine {
-        return lines
-            .filter(|line| counts.iter().any(|count| line.starts_with(count)))
-            .collect();
+        let is_count = |line: &&str| counts.iter().any(|count| line.starts_with(count));
+        return said.lines().filter(is_count).collect();
     }
-    // Progress is a line that begins with how many inputs were tried.
-    let last = said.lines().filter(|line| !line.starts_with('#'));
-    let last: Vec<&str> = last.collect();
-    last[last.len().saturating_sub(40)..].to_vec()
+    let found = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
+    let written = said.lines().find(|line| line.contains("written to "));
+    let story = said.lines().skip_while(|line| !found(line)).take(30);
+    story.chain(written).collect()
 }
 
 #[cfg(test)]
@@ -152,9 +150,11 @@ mod tests {
         let said = "INFO: Seed: 1\n#2 INITED cov: 3\n#4 NEW cov: 4\n\
             stat::number_of_executed_units: 4\nstat::new_units_added: 1\n";
         assert_eq!(telling(said, true), ["stat::number_of_executed_units: 4"]);
+        let said = "#4 NEW\npanicked at x\nby y\nTest unit written to /z/crash-1\n";
+        assert_eq!(telling(said, false)[..2], ["panicked at x", "by y"]);
         assert_eq!(
-            telling("#4 NEW\npanicked at x\n==1== ERROR: deadly signal\n", false),
-            ["panicked at x", "==1== ERROR: deadly signal"]
+            telling(said, false).last(),
+            Some(&"Test unit written to /z/crash-1")
         );
     }
 }
