@@ -25,13 +25,13 @@ pub(crate) fn stories() -> Vec<Story> {
     ]
 }
 
-fn machine(rekindle: &Rekindle, name: &str) -> anyhow::Result<Machine> {
+pub(crate) fn machine(rekindle: &Rekindle, name: &str) -> anyhow::Result<Machine> {
     let directory = rekindle.file(name);
     fs::create_dir(&directory)?;
     Machine::start(rekindle.firecracker(), &directory)
 }
 
-fn snapshot(rekindle: &Rekindle) -> anyhow::Result<SnapshotFiles> {
+pub(crate) fn snapshot(rekindle: &Rekindle) -> anyhow::Result<SnapshotFiles> {
     let mut original = machine(rekindle, "original")?;
     original.boot(&pattern(), Tracking::Off)?;
     original.serial().wait_for("vg", rekindle_e2e::SOON)?;

@@ -1,5 +1,6 @@
 //! Stories with bare-metal guests, at full speed on any KVM.
 
+mod adopt;
 mod bare;
 mod damage;
 mod ends;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         damage::stories(),
         host::stories(),
         foreign::stories(),
+        adopt::stories(),
         library::stories(),
     ];
     run(stories.into_iter().flatten().collect())
