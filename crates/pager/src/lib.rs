@@ -27,6 +27,7 @@
 mod adopt;
 mod around;
 mod backoff;
+pub mod baseline;
 mod bits;
 mod cold;
 mod handshake;

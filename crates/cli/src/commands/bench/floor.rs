@@ -2,16 +2,15 @@
 //! records, no drains.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rekindle_engine::store::Snapshot;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use super::raw::{self, Guard, micros};
 
 /// How long each step took, in microseconds.
 #[derive(Clone, Copy, Debug)]
@@ -47,35 +46,16 @@ pub(super) fn restore(
     ensure!(!ready.is_empty(), "the page server did not start");
 
     let begun = Instant::now();
-    let watch = inotify::init(CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&watch, dir, WatchFlags::CREATE)?;
     let serial = File::options().write(true).open("/dev/null")?;
-    let vm = Guard(
-        Command::new(firecracker)
-            .args([
-                "--id",
-                "floor",
-                "--api-sock",
-                "api.sock",
-                "--log-path",
-                "/dev/null",
-            ])
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(serial)
-            .spawn()
-            .context("cannot start firecracker")?,
-    );
-    let mut raw = Raw::connect(&watch, &dir.join("api.sock"))?;
-    raw.exchange(b"GET / HTTP/1.1\r\nHost: l\r\n\r\n")?;
+    let (vm, mut raw) = raw::start(firecracker, dir, serial.into())?;
     let api = micros(begun);
 
     let body = format!(
         "{{\"snapshot_path\":{:?},\"resume_vm\":false,\"mem_backend\":{{\"backend_type\":\"Uffd\",\"backend_path\":\"uffd.sock\"}}}}",
         snapshot.vmstate_path()
     );
-    let load = raw.timed("PUT", "/snapshot/load", &body)?;
-    let resume = raw.timed("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
+    let (_, load) = raw.timed("PUT", "/snapshot/load", &body)?;
+    let (_, resume) = raw.timed("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
     let total = micros(begun);
     drop(vm);
     drop(pager);
@@ -89,75 +69,4 @@ pub(super) fn restore(
         total,
         call: total,
     })
-}
-
-/// Fixed requests on a raw socket.
-pub(super) struct Raw {
-    stream: UnixStream,
-    buffer: Vec<u8>,
-}
-
-impl Raw {
-    /// Waits for the socket to appear, then connects; nothing tells when it listens.
-    fn connect(watch: &rustix::fd::OwnedFd, socket: &Path) -> Result<Raw> {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(watch, &mut buffer);
-        while !socket.exists() {
-            events.next()?;
-        }
-        loop {
-            match Raw::to(socket) {
-                Ok(raw) => return Ok(raw),
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                    std::thread::sleep(std::time::Duration::from_micros(50));
-                }
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    pub(super) fn to(socket: &Path) -> std::io::Result<Raw> {
-        Ok(Raw {
-            stream: UnixStream::connect(socket)?,
-            buffer: vec![0; 4096],
-        })
-    }
-
-    fn timed(&mut self, method: &str, path: &str, body: &str) -> Result<f64> {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: l\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let begun = Instant::now();
-        self.exchange(request.as_bytes())?;
-        Ok(micros(begun))
-    }
-
-    /// One request, one answer, which fits one read.
-    pub(super) fn exchange(&mut self, request: &[u8]) -> Result<()> {
-        self.stream.write_all(request)?;
-        let n = self.stream.read(&mut self.buffer)?;
-        let answer = &self.buffer[..n];
-        if !answer.starts_with(b"HTTP/1.1 20") {
-            bail!(
-                "the raw request was refused: {}",
-                String::from_utf8_lossy(answer)
-            );
-        }
-        Ok(())
-    }
-}
-
-/// A process that does not outlive this.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-pub(super) fn micros(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e6
 }

@@ -1,5 +1,7 @@
 //! What our own processes cost a VM: memory that is theirs alone.
 
+use std::fmt::Display;
+
 use anyhow::{Context as _, Result};
 use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::dir::VmDir;
@@ -31,7 +33,12 @@ fn of(process: Option<&ProcessId>) -> Result<f64> {
     let Some(process) = process else {
         return Ok(0.0);
     };
-    let path = format!("/proc/{}/smaps_rollup", process.pid);
+    of_process(process.pid)
+}
+
+/// `Private_Dirty` of any process, in KiB.
+pub(super) fn of_process(pid: impl Display) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     parse(&text).with_context(|| format!("{path} has no Private_Dirty"))
 }

@@ -1,7 +1,16 @@
 //! `rekindle bench`: figures that anyone can reproduce, always beside what they are compared with, in one run.
 
+mod contender;
+mod faults;
 mod floor;
+mod guest;
+mod handler;
+mod image;
+mod machine;
 mod memory;
+mod race;
+mod raw;
+mod replay;
 mod restore;
 mod stats;
 
@@ -13,12 +22,19 @@ use super::Context;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     Restore(restore::Restore),
+    Faults(faults::Faults),
+    Replay(replay::Replay),
+    #[command(hide = true)]
+    Handler(handler::Serve),
 }
 
 impl Verb {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         match self {
             Verb::Restore(restore) => restore.run(context),
+            Verb::Faults(faults) => faults.run(context),
+            Verb::Replay(replay) => replay.run(context),
+            Verb::Handler(serve) => serve.run(),
         }
     }
 }

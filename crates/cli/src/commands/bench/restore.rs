@@ -12,8 +12,9 @@ use rekindle_firecracker::Client;
 use serde::Serialize;
 
 use super::super::{Context, block_on, this_program};
-use super::floor::{self, Raw, Steps, micros};
+use super::floor::{self, Steps};
 use super::memory::{PrivateDirty, private_dirty};
+use super::raw::{Raw, micros};
 use super::stats::{Samples, Summary};
 use crate::output;
 
