@@ -5,6 +5,7 @@ mod commands;
 mod guest;
 mod monitor;
 mod output;
+mod page_server;
 mod serial;
 
 use std::process::ExitCode;

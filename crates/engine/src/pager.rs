@@ -18,7 +18,7 @@ use rekindle_firecracker::{IdentifyError, Pidfd, ProcessId};
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
-use crate::vm::dir::{PAGER_LOG, PAGER_SOCKET, PAGER_STATS, VmDir};
+use crate::vm::dir::{PAGER_LOG, PAGER_SOCKET, PAGER_STATE, PAGER_STATS, VmDir};
 
 /// How many lines of the page server's errors are told when it dies.
 const LAST_WORDS: usize = 4;
@@ -98,7 +98,8 @@ impl PagerProcess {
             .args(["--socket", PAGER_SOCKET, "--inherited"])
             .arg("--snapshot")
             .arg(snapshot)
-            .args(["--stats", PAGER_STATS, "--id", vm_id])
+            .args(["--stats", PAGER_STATS, "--state", PAGER_STATE])
+            .args(["--id", vm_id])
             .args(hints.args())
             .current_dir(dir.path())
             .process_group(0)

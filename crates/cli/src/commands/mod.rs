@@ -19,6 +19,7 @@ mod run;
 mod setup;
 mod snapshot;
 mod stop;
+mod trace;
 mod wait;
 
 use std::path::PathBuf;
@@ -64,6 +65,7 @@ enum Verb {
     Logs(logs::Logs),
     Console(console::Console),
     Wait(wait::Wait),
+    Trace(trace::Trace),
     Pause(pause::Pause),
     Resume(resume::Resume),
     Stop(stop::Stop),
@@ -198,6 +200,7 @@ fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Setup(setup) => setup.run(context),
         Verb::Ps(ps) => ps.run(context),
         Verb::Inspect(inspect) => inspect.run(context),
+        Verb::Trace(trace) => trace.run(context),
         Verb::Logs(logs) => logs.run(context),
         Verb::Console(console) => console.run(context),
         Verb::Pause(pause) => pause.run(context),

@@ -9,7 +9,7 @@ use rekindle_engine::store::{SnapshotName, VmName};
 use rekindle_engine::vm::snapshot::SnapshotKind;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, inspect};
 use crate::monitor::client;
 use crate::monitor::protocol::{self, SnapshotAnswer, SnapshotRequest};
 use crate::output;
@@ -21,7 +21,7 @@ pub(crate) enum Verb {
     Create(Create),
     /// Lists the snapshots; broken ones with what is wrong
     Ls(Ls),
-    /// Prints a snapshot's manifest as JSON
+    /// Prints a snapshot's manifest, and what is known of its working set, as JSON
     Inspect(One),
     /// Compares all contents of a snapshot, and of those it builds on, with their checksums
     Verify(One),
@@ -74,7 +74,7 @@ impl Verb {
             Verb::Ls(ls) => ls.run(context),
             Verb::Inspect(one) => {
                 let engine = context.engine_for_reading()?;
-                output::json(engine.snapshot(&one.snapshot)?.manifest())
+                inspect::snapshot(&engine.snapshot(&one.snapshot)?)
             }
             Verb::Verify(one) => one.verify(context),
             Verb::Rm(rm) => rm.run(context),
