@@ -12,18 +12,24 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
 
 use crate::source::{Backing, SourceError};
-use crate::state::{Count, State, StateError, Wait};
+use crate::state::{Count, State, StateError};
 use crate::sys::Uffd;
 use crate::vm::{Vm, VmIdentity};
 
 /// What the kernel calls a userfaultfd in `/proc`.
 const NAME: &str = "anon_inode:[userfaultfd]";
+
+/// How long a page server that was ended, or died, may keep its state.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// Whom to take over.
 #[derive(Debug)]
@@ -185,13 +191,7 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
     if backing.bytes() != state.regions().bytes() {
         return Err(AdoptError::OtherMemory { state: path });
     }
-    match (state.own(Wait::No), living) {
-        (Err(StateError::Served { server }), Living::Replace) => {
-            end(server, &path)?;
-            state.own(Wait::Yes)?;
-        }
-        (owned, _) => owned?,
-    }
+    own(&state, &path, living)?;
     Ok(Taken {
         vm,
         uffd,
@@ -200,27 +200,51 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
     })
 }
 
-/// Ends the page server that holds a state.
-fn end(server: u64, state: &Path) -> Result<(), AdoptError> {
-    let failed = |source| AdoptError::Replace {
-        pid: server,
-        source,
-    };
-    let pid = i32::try_from(server).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-    // Whoever has that number now must have the state mapped, or it is not the one that wrote it there.
-    let maps = std::fs::read_to_string(format!("/proc/{server}/maps")).map_err(failed)?;
-    let full = std::fs::canonicalize(state).map_err(failed)?;
-    if !maps
-        .lines()
-        .any(|line| line.ends_with(full.to_string_lossy().as_ref()))
-    {
-        return Err(failed(io::ErrorKind::NotFound.into()));
+/// Becomes the one that serves.
+///
+/// Whoever holds the state may be dead already, and named in it or not: the kernel keeps a lock of a dead process for
+/// as long as somebody looks into it through `/proc`, and who has just taken the lock has still to write its name.
+fn own(state: &State, path: &Path, living: Living) -> Result<(), AdoptError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let server = match state.own() {
+            Err(StateError::Served { server }) => server,
+            owned => return Ok(owned?),
+        };
+        match (holder(server, path), living) {
+            (Some(_), Living::Respect) => return Err(StateError::Served { server }.into()),
+            (Some(pidfd), Living::Replace) => end(&pidfd, server)?,
+            (None, _) => {}
+        }
+        if Instant::now() > deadline {
+            return Err(StateError::Served { server }.into());
+        }
+        thread::sleep(PAUSE);
     }
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
+}
+
+/// A hold on a page server that is alive and keeps this state.
+///
+/// Whoever has that number now must have the state mapped, or it is not the one that wrote it there.
+fn holder(server: u64, state: &Path) -> Option<OwnedFd> {
+    let pid = i32::try_from(server).ok().and_then(Pid::from_raw)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    let maps = std::fs::read_to_string(format!("/proc/{server}/maps")).ok()?;
+    let full = std::fs::canonicalize(state).ok()?;
+    let full = full.to_string_lossy();
+    maps.lines()
+        .any(|line| line.ends_with(full.as_ref()))
+        .then_some(pidfd)
+}
+
+/// Ends a page server, at whatever it does.
+fn end(pidfd: &OwnedFd, server: u64) -> Result<(), AdoptError> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(errno) => Err(failed(errno.into())),
+        Err(errno) => Err(AdoptError::Replace {
+            pid: server,
+            source: errno.into(),
+        }),
     }
 }
 
@@ -228,4 +252,10 @@ fn end(server: u64, state: &Path) -> Result<(), AdoptError> {
 pub fn server_of(state: &Path) -> Result<u32, StateError> {
     let pid = State::open(state)?.get(Count::Server);
     Ok(u32::try_from(pid).unwrap_or(0))
+}
+
+/// The process that serves a VM now, as its state says; none if that one is dead.
+pub fn living_server_of(state: &Path) -> Result<Option<u32>, StateError> {
+    let pid = server_of(state)?;
+    Ok(holder(pid.into(), state).map(|_| pid))
 }

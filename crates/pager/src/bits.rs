@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::unit::{PageIndex, PageRun, index, length};
 
 /// Pages out of a number that is known from the start.
-///
-/// One thread changes it, others may look.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bits<'a> {
     words: &'a [AtomicU64],
@@ -25,6 +23,12 @@ impl<'a> Bits<'a> {
     pub(crate) fn insert(self, run: PageRun) {
         self.each_word(run, |word, mask| {
             word.fetch_or(mask, Ordering::Relaxed);
+        });
+    }
+
+    pub(crate) fn remove(self, run: PageRun) {
+        self.each_word(run, |word, mask| {
+            word.fetch_and(!mask, Ordering::Relaxed);
         });
     }
 
@@ -80,6 +84,8 @@ mod tests {
         set.insert(run(129, 1));
         set.insert(run(64, 2));
         assert_eq!(set.pages(), [62, 63, 64, 65, 129]);
+        set.remove(run(63, 2));
+        assert_eq!(set.pages(), [62, 65, 129]);
         set.insert(run(0, 300));
         assert_eq!(set.pages(), (0..300).collect::<Vec<_>>());
     }

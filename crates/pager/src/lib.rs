@@ -56,7 +56,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use adopt::{AdoptError, Adoption, Living, server_of, take_descriptor};
+pub use adopt::{AdoptError, Adoption, Living, living_server_of, server_of, take_descriptor};
 pub use handshake::{HandshakeError, parse as parse_handshake};
 pub use live::Live;
 pub use region::{Region, RegionError, RegionMap};

@@ -67,9 +67,16 @@ impl Live {
         runs
     }
 
-    /// Starts the recently removed pages anew: a snapshot has them. Only while the VM stands still.
-    pub fn forget_removed(&self) {
-        self.state.forget_recent();
+    /// Takes these out of the recently removed pages: a snapshot has them. Only while the VM stands still.
+    pub fn forget_removed(&self, runs: &[PageRun]) {
+        for run in runs {
+            self.state.recently_removed().remove(*run);
+        }
+    }
+
+    /// How many bytes a page of the VM has.
+    pub fn page_bytes(&self) -> u64 {
+        self.state.regions().page_size().bytes()
     }
 
     /// Waits until what was read is applied. A page server that died in between left it in the inbox.

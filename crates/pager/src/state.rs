@@ -293,12 +293,9 @@ impl State {
         })
     }
 
-    /// Becomes the one that serves, once nobody else does.
-    pub(crate) fn own(&self, wait: Wait) -> Result<(), StateError> {
-        let how = match wait {
-            Wait::No => FlockOperation::NonBlockingLockExclusive,
-            Wait::Yes => FlockOperation::LockExclusive,
-        };
+    /// Becomes the one that serves, unless somebody else does.
+    pub(crate) fn own(&self) -> Result<(), StateError> {
+        let how = FlockOperation::NonBlockingLockExclusive;
         match rustix::io::retry_on_intr(|| flock(&self.file, how)) {
             Ok(()) => {
                 self.set(Count::Server, u64::from(std::process::id()));
@@ -378,16 +375,9 @@ impl State {
         self.set_at(self.layout.removed)
     }
 
-    /// Pages that were given back since [`State::forget_recent`].
+    /// Pages that were given back since somebody last took them out.
     pub(crate) fn recently_removed(&self) -> Bits<'_> {
         self.set_at(self.layout.recent)
-    }
-
-    /// Starts the recently removed pages anew. Only while the VM stands still.
-    pub(crate) fn forget_recent(&self) {
-        for word in &self.map.words()[self.layout.recent..self.layout.recent + self.layout.set] {
-            word.store(0, Ordering::Relaxed);
-        }
     }
 
     pub(crate) fn trace(&self) -> Trace<'_> {
@@ -402,13 +392,6 @@ impl State {
     fn count(&self, count: Count) -> &AtomicU64 {
         &self.map.words()[COUNTS + count as usize]
     }
-}
-
-/// Whether to wait for the one that serves to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wait {
-    No,
-    Yes,
 }
 
 fn create(path: &Path) -> io::Result<File> {

@@ -22,7 +22,10 @@ const KILLS: u64 = 12;
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
-        story("a dead page server is followed by another", followed),
+        story(
+            "page servers that die at random moments are followed by another",
+            followed,
+        ),
         story("a living page server is replaced by another", replaced),
         story("a page server adopts nobody else's VM", nobody_elses),
     ]
