@@ -181,13 +181,12 @@ impl<'a> Picture<'a> {
             let x = LEFT + at * column;
             writeln!(
                 out,
-                r#"<rect x="{x}" y="66" width="12" height="12" fill="{}"/><text x="{}" y="77">{} <tspan font-weight="600">{}</tspan></text><text x="{}" y="93" font-size="11" fill="{}">{}</text>"#,
+                r##"<rect x="{x}" y="66" width="12" height="12" fill="{}"/><text x="{}" y="77">{} <tspan font-weight="600">{}</tspan></text><text x="{}" y="93" font-size="11" fill="#666">{}</text>"##,
                 look.colour,
                 x + 18,
                 look.name(),
                 grouped(look.pages(self.stats)),
                 x + 18,
-                "#666",
                 look.meaning,
             )?;
         }
