@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,8 +26,36 @@ const COVERAGE: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
 /// An input that takes more of one of these is a finding: bytes, seconds, MiB.
 const LIMITS: [&str; 3] = ["-max_len=8192", "-timeout=10", "-rss_limit_mb=256"];
 
+/// For how long `cargo xtask soak` fuzzes each target, unless told otherwise.
+pub(crate) const SECONDS: u32 = 600;
+
+/// A target that failed.
+pub(crate) struct Finding {
+    /// Its name, and how it ended.
+    pub(crate) name: String,
+    /// The panic, and where the input is that led to it.
+    pub(crate) said: Vec<String>,
+}
+
+/// What it takes and this machine lacks.
+pub(crate) fn lacks() -> Option<String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let silent = Stdio::null;
+    let asked = Command::new(&compiler)
+        .arg("--version")
+        .stdout(silent())
+        .stderr(silent())
+        .status();
+    match asked {
+        Ok(status) if status.success() => None,
+        _ => Some(format!(
+            "libFuzzer needs a C++ compiler, and {compiler} is none"
+        )),
+    }
+}
+
 /// Runs every target for so long, also after one failed; returns what failed.
-pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<String>> {
+pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<Finding>> {
     let place = Place {
         sources: workspace.root.join("fuzz"),
         built: workspace.target.join("fuzz"),
@@ -35,7 +63,11 @@ pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<String>> {
     place.build(workspace)?;
     let mut failed = Vec::new();
     for target in place.targets()? {
-        eprintln!("\n== fuzzing {target} for {seconds} s");
+        let fraction = match seconds < SECONDS {
+            true => format!(" of the {SECONDS} of cargo xtask soak"),
+            false => String::new(),
+        };
+        eprintln!("\n== fuzzing {target} for {seconds} s{fraction}");
         failed.extend(place.fuzz(&target, seconds)?);
     }
     Ok(failed)
@@ -66,15 +98,12 @@ impl Place {
             .env("RUSTFLAGS", COVERAGE)
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .status()?;
-        ensure!(
-            status.success(),
-            "the fuzz targets do not build (libFuzzer needs a C++ compiler)"
-        );
+        ensure!(status.success(), "the fuzz targets do not build");
         Ok(())
     }
 
     /// Fuzzes one target; `None` if nothing was found.
-    fn fuzz(&self, target: &str, seconds: u32) -> Result<Option<String>> {
+    fn fuzz(&self, target: &str, seconds: u32) -> Result<Option<Finding>> {
         let corpus = made(self.built.join("corpus").join(target))?;
         let findings = made(self.built.join("findings").join(target))?;
         let log = self.built.join(format!("{target}.log"));
@@ -90,11 +119,14 @@ impl Place {
             .with_context(|| format!("cannot run the fuzz target {target}"))?;
         let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
         let said = String::from_utf8_lossy(&said);
-        for line in telling(&said, status.success()) {
+        let told = telling(&said, status.success());
+        for line in &told {
             eprintln!("{line}");
         }
-        Ok((!status.success())
-            .then(|| format!("fuzz target {target} ({status}): see {}", log.display())))
+        Ok((!status.success()).then(|| Finding {
+            name: format!("fuzz target {target} ({status})"),
+            said: told.into_iter().map(str::to_owned).collect(),
+        }))
     }
 }
 

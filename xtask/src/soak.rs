@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::workspace::Workspace;
 use crate::{assets, fuzz, test};
@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// How long to fuzz each of the parsers that face a stranger; 0 for not at all
-    #[arg(long, value_name = "S", default_value_t = 600)]
+    #[arg(long, value_name = "S", default_value_t = fuzz::SECONDS)]
     fuzz_seconds: u32,
 }
 
@@ -26,7 +26,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         failed.extend(kills(workspace, arguments)?);
     }
     if arguments.fuzz_seconds > 0 {
-        failed.extend(fuzz::run(workspace, arguments.fuzz_seconds)?);
+        if let Some(lacks) = fuzz::lacks() {
+            bail!("cannot fuzz: {lacks}");
+        }
+        let found = fuzz::run(workspace, arguments.fuzz_seconds)?;
+        failed.extend(found.into_iter().map(|finding| finding.name));
     }
     for what in &failed {
         eprintln!("FAILED   {what}");

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every test, and what was skipped.
 //!
 //! ```text
-//! assets ─> cargo test (all but e2e) ─> e2e built ─┬─ each test target ─> here
-//!                                                  └─ the one named lab ─> in the lab
+//! assets ─> cargo test (all but e2e) ─> fuzz targets, briefly ─> e2e built ─┬─ each test target ─> here
+//!                                                                            └─ the one named lab ─> in the lab
 //! ```
 //!
 //! A test that lacks something prints `SKIPPED <test>: <reason>` and passes; the lines are
@@ -24,13 +24,15 @@ use serde::Deserialize;
 
 use self::transcript::{Failure, Tail, Transcript, plain};
 use crate::workspace::Workspace;
-use crate::{assets, lab};
+use crate::{assets, fuzz, lab};
 
 const E2E: &str = "rekindle-e2e";
 const PROGRAM: &str = "rekindle";
 /// The test target of [`E2E`] that runs in the lab.
 const LAB_TARGET: &str = "lab";
 const LAB_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// For how long each target is fuzzed; the soak takes longer.
+const FUZZ_SECONDS: u32 = 5;
 /// Of so many failures the output is repeated; more would bury it again.
 const REPEATED: usize = 20;
 /// How long standard error may stay open behind a step, in hands that outlived it.
@@ -76,6 +78,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         "--show-output",
     ]);
     summary.native("cargo test", cargo.envs(environment.iter().cloned()))?;
+
+    summary.fuzz(workspace);
 
     let targets = e2e_targets(workspace)?;
     if !targets.iter().any(|target| target.name == LAB_TARGET) {
@@ -213,6 +217,27 @@ impl Summary {
         let failure = (!status.success()).then(|| format!("{name} ({status})"));
         self.add(transcript, failure, errors);
         Ok(())
+    }
+
+    /// Fuzzes each target for a moment.
+    fn fuzz(&mut self, workspace: &Workspace) {
+        if let Some(lacks) = fuzz::lacks() {
+            self.skipped.push(format!("fuzz targets: {lacks}"));
+            return;
+        }
+        let step = |name, last| Step {
+            name,
+            failures: Vec::new(),
+            last,
+        };
+        match fuzz::run(workspace, FUZZ_SECONDS) {
+            Ok(found) => self
+                .failed
+                .extend(found.into_iter().map(|found| step(found.name, found.said))),
+            Err(why) => self
+                .failed
+                .push(step("fuzz targets".into(), vec![format!("{why:#}")])),
+        }
     }
 
     /// Runs tests in the lab.
