@@ -35,10 +35,10 @@ impl Stop {
         {
             return Ok(());
         }
-        let _waiting = output::waiting(format!("asking {} to shut down", self.vm));
         if self.grace == 0 {
             return kill(&engine, &self.vm, &dir);
         }
+        let _waiting = output::waiting(format!("asking {} to shut down", self.vm));
         let request = StopRequest {
             grace_ms: self.grace.saturating_mul(1000),
         };
