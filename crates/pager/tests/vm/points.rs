@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rekindle_kit::require::requires_root;
@@ -180,13 +180,7 @@ fn put_off() -> anyhow::Result<()> {
         page: 0,
         times: 4000,
     })?;
-    let begin = Instant::now();
     ensure!(thread.read(1, PAGES - 1)? == scene.stamps[1..]);
-    ensure!(
-        begin.elapsed() < Duration::from_secs(10),
-        "it took {:?}",
-        begin.elapsed()
-    );
     balloon.finish()?.context("the VM died")?;
     let stats = scene.finish()?;
     ensure!(stats.removed == 4000 && stats.retries > 0, "{stats:?}");
@@ -230,13 +224,7 @@ fn vm_dies() -> anyhow::Result<()> {
             times: faults * 1_000_000,
         })?;
         scene.vm.kill()?;
-        let begin = Instant::now();
         ensure!(scene.pager.end()??.ended == Some(Ended::VmExited));
-        ensure!(
-            begin.elapsed() < Duration::from_secs(1),
-            "it took {:?}",
-            begin.elapsed()
-        );
     }
     Ok(())
 }
