@@ -10,8 +10,9 @@ use rekindle_store::{Root, Snapshot, Store};
 use crate::programs::Programs;
 use crate::vm::boot::BootError;
 use crate::vm::config::BootConfig;
+use crate::vm::rehearse::{RehearseConfig, RehearseError, Rehearsed};
 use crate::vm::restore::{Prepared, RestoreConfig, RestoreError};
-use crate::vm::{Vm, boot, restore};
+use crate::vm::{Vm, boot, rehearse, restore};
 
 /// The variable that names another state directory.
 const ROOT_VARIABLE: &str = "REKINDLE_ROOT";
@@ -93,6 +94,15 @@ impl Engine {
         config: RestoreConfig,
     ) -> Result<Vm, RestoreError> {
         restore::restore(self, snapshot, config).await
+    }
+
+    /// Runs a throw-away copy of a snapshot for a moment, so that the copies that follow have their memory earlier.
+    pub async fn rehearse(
+        &self,
+        snapshot: &Snapshot,
+        config: RehearseConfig,
+    ) -> Result<Rehearsed, RehearseError> {
+        rehearse::rehearse(self, snapshot, config).await
     }
 
     /// Prepares a copy of a snapshot, so that only [`Prepared::start`] is left when it is wanted.

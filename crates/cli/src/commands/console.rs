@@ -8,13 +8,14 @@ use anyhow::{Context as _, Result, bail};
 use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::{INPUT_FIFO, SERIAL, VmDir};
+use rekindle_engine::vm::follow::Follower;
 use rustix::fs::OFlags;
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::oneshot;
 
 use super::{Context, block_on};
 use crate::monitor::truth::{Truth, look};
-use crate::serial::{Follower, follow};
+use crate::serial::follow;
 
 /// Ctrl-]
 const DETACH: u8 = 0x1d;

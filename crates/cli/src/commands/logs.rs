@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use anyhow::Result;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::{LOG, SERIAL};
+use rekindle_engine::vm::follow::Follower;
 
 use super::{Context, block_on};
-use crate::serial::{Follower, follow};
+use crate::serial::follow;
 
 /// Prints what a guest wrote to its serial console
 ///

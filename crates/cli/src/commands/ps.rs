@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use rekindle_engine::vm::dir::VmDir;
-use rekindle_engine::vm::record::{Origin, Record};
+use rekindle_engine::vm::record::{Origin, Purpose, Record};
 use serde::Serialize;
 
 use super::Context;
@@ -80,6 +80,9 @@ fn row(entry: &Entry) -> [String; 7] {
                     .unwrap_or_default()
                     .to_string_lossy()
                     .into_owned(),
+                Origin::Restore { snapshot, .. } if record.purpose == Purpose::Rehearsal => {
+                    format!("rehearsal of {snapshot}")
+                }
                 Origin::Restore { snapshot, .. } => format!("snapshot {snapshot}"),
                 _ => String::new(),
             },

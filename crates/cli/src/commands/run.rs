@@ -11,6 +11,7 @@ use rekindle_engine::store::VmName;
 use rekindle_engine::vm::boot::check;
 use rekindle_engine::vm::config::{Access, BootConfig, Drive, Nic};
 use rekindle_engine::vm::dir::{SERIAL, VmDir};
+use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::state::State;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,7 +22,7 @@ use crate::guest::{self, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
 use crate::output;
-use crate::serial::{Follower, follow};
+use crate::serial::follow;
 
 /// Boots a microVM, and shows its serial console until it ends
 ///

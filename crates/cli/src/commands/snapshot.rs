@@ -2,16 +2,22 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rekindle_engine::Engine;
 use rekindle_engine::store::store::Listed;
 use rekindle_engine::store::{SnapshotName, VmName};
+use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::rehearse::{Ending, LONGEST, RehearseConfig, Rehearsed, check_machine};
 use rekindle_engine::vm::snapshot::SnapshotKind;
 use serde::Serialize;
 
 use super::{Context, inspect};
-use crate::monitor::client;
+use crate::monitor::job::{Job, Task};
 use crate::monitor::protocol::{self, SnapshotAnswer, SnapshotRequest};
+use crate::monitor::{client, start};
 use crate::output;
 
 /// Takes, lists, checks and removes snapshots
@@ -39,6 +45,27 @@ pub(crate) struct Create {
     /// Only what changed since the VM's last snapshot; the VM must track dirty pages
     #[arg(long)]
     diff: bool,
+    /// Then run a throw-away copy for so long, 10 at the most, so that the first restore is fast
+    ///
+    /// What the copy touches becomes the snapshot's working set. It is cut off from every network,
+    /// for which a VM with network interfaces needs root.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "10",
+        value_parser = clap::value_parser!(u64).range(1..=LONGEST.as_secs()),
+    )]
+    rehearse: Option<u64>,
+    /// The copy has run long enough when its guest prints TEXT to the serial console, within a line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "rehearse",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    ready_on: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -85,6 +112,8 @@ impl Verb {
 impl Create {
     fn run(self, context: &Context) -> Result<()> {
         let (engine, dir) = context.vm(&self.vm)?;
+        // Before anything is done: there must be one that can run the copy.
+        let rehearsal = self.rehearsal(context)?;
         let kind = if self.diff {
             SnapshotKind::Diff
         } else {
@@ -98,19 +127,81 @@ impl Create {
         let answer: SnapshotAnswer =
             client::tell(&engine, &self.vm, &dir, protocol::SNAPSHOT, Some(&request))?;
         drop(waiting);
+        let rehearsal = rehearsal
+            .map(|(engine, config)| rehearse(&engine, &answer.id, config))
+            .transpose()
+            .with_context(|| {
+                let id = &answer.id;
+                format!("the snapshot {id} is taken, but could not be rehearsed")
+            })?;
         if self.json {
-            return output::json(&answer);
+            return output::json(&Created { answer, rehearsal });
         }
         let name = self
             .name
             .map_or_else(String::new, |name| format!("  {name}"));
         output::line(format!(
-            "{}{name}  paused {}, done in {}",
+            "{}{name}  paused {}, done in {}{}",
             answer.id,
             output::millis(answer.paused_us),
-            output::millis(answer.total_us)
+            output::millis(answer.total_us),
+            rehearsal.as_ref().map_or_else(String::new, told)
         ))
     }
+
+    fn rehearsal(&self, context: &Context) -> Result<Option<(Engine, RehearseConfig)>> {
+        let Some(seconds) = self.rehearse else {
+            return Ok(None);
+        };
+        let engine = context.engine()?;
+        let dir = VmDir::open(engine.root(), &self.vm)?;
+        check_machine(&Record::read(&dir)?.machine).context("the copy cannot be run")?;
+        let mut config = RehearseConfig::new().limit(Duration::from_secs(seconds));
+        config.ready_on = self.ready_on.clone();
+        Ok(Some((engine, config)))
+    }
+}
+
+/// What a snapshot that was taken comes to.
+#[derive(Serialize)]
+struct Created {
+    #[serde(flatten)]
+    answer: SnapshotAnswer,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rehearsal: Option<Rehearsed>,
+}
+
+/// Runs a throw-away copy, which has a monitor of its own: it ends and is cleared away also when this process is killed.
+fn rehearse(engine: &Engine, snapshot: &str, config: RehearseConfig) -> Result<Rehearsed> {
+    let name = config.name.clone();
+    let until = match &config.ready_on {
+        Some(text) => format!("until it prints {text:?}, "),
+        None => String::new(),
+    };
+    let task = Task::Rehearse {
+        snapshot: snapshot.to_owned(),
+        config: config.clone(),
+    };
+    let job = Job::new(engine.programs().firecracker.clone(), task);
+    let _waiting = output::waiting(format!(
+        "running a throw-away copy, {until}{} s at the most",
+        config.limit.as_secs()
+    ));
+    start::begin(engine, &name, &job)?.rehearsed()
+}
+
+fn told(rehearsed: &Rehearsed) -> String {
+    let why = match rehearsed.ended {
+        Ending::Ready => "until it was ready",
+        Ending::TimeIsUp => "until its time was up",
+        Ending::GuestEnded => "until it shut itself down",
+    };
+    format!(
+        "; rehearsed for {}, {why}: {} pages, {}",
+        output::millis(rehearsed.ran_us),
+        rehearsed.pages,
+        output::size(rehearsed.bytes)
+    )
 }
 
 #[derive(Serialize)]

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::SERIAL;
+use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::state::State;
 
 use super::{Context, block_on};
 use crate::monitor::truth::look;
 use crate::output;
-use crate::serial::{Follower, follow};
+use crate::serial::follow;
 
 /// Waits until a VM has ended; exits 0 if it stopped, 1 if it failed
 #[derive(Debug, clap::Args)]

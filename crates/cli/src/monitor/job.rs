@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use rekindle_engine::vm::config::BootConfig;
 use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::rehearse::RehearseConfig;
 use rekindle_engine::vm::restore::RestoreConfig;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,11 @@ pub(crate) enum Task {
     Restore {
         snapshot: String,
         config: RestoreConfig,
+    },
+    /// The VM is a throw-away copy, and gone when its monitor ends.
+    Rehearse {
+        snapshot: String,
+        config: RehearseConfig,
     },
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod job;
 pub(crate) mod keeper;
 pub(crate) mod progress;
 pub(crate) mod protocol;
+mod rehearsal;
 mod server;
 pub(crate) mod start;
 pub(crate) mod truth;
@@ -47,8 +48,8 @@ pub(crate) async fn run(
     progress: &mut Progress,
 ) -> Result<()> {
     let (vm, served) = match take(engine, &dir, watch, progress).await {
-        Ok(Some(taken)) => taken,
-        Ok(None) => return Ok(()),
+        Ok(Taken::Vm(vm, served)) => (*vm, served),
+        Ok(Taken::Nothing) => return Ok(()),
         Err(e) => {
             progress.failed(&e);
             return Err(e);
@@ -68,28 +69,45 @@ struct Served {
     requests: mpsc::Receiver<Request>,
 }
 
-/// The VM, fresh or adopted, and its control socket; nothing if it has ended already.
+/// What there is to look after.
+enum Taken {
+    /// A VM, fresh or adopted, and its control socket.
+    Vm(Box<Vm>, Served),
+    /// It has ended already.
+    Nothing,
+}
+
 async fn take(
     engine: &Engine,
     dir: &VmDir,
     watch: &Watch,
     progress: &mut Progress,
-) -> Result<Option<(Vm, Served)>> {
+) -> Result<Taken> {
     match adopt(engine, dir.clone()).await? {
         Adopted::Alive(mut vm) => {
             vm.live_on();
             let served = appear(dir, watch)?;
-            Ok(Some((*vm, served)))
+            Ok(Taken::Vm(vm, served))
         }
         Adopted::Over(record) => {
             progress.over(&record);
-            Ok(None)
+            Ok(Taken::Nothing)
         }
         Adopted::Unfinished(claim) => {
-            let served = appear(dir, watch)?;
-            let mut vm = start(engine, dir, claim).await?;
-            vm.live_on();
-            Ok(Some((vm, served)))
+            let task = Job::read(dir)?.task;
+            let mut served = appear(dir, watch)?;
+            match start(engine, claim, task, &mut served, progress).await {
+                Ok(Some(mut vm)) => {
+                    vm.live_on();
+                    Ok(Taken::Vm(Box::new(vm), served))
+                }
+                nothing => {
+                    // Who still waits is told that there is no VM.
+                    drop(served.requests);
+                    served.server.finish().await;
+                    nothing.map(|_| Taken::Nothing)
+                }
+            }
         }
     }
 }
@@ -102,13 +120,27 @@ fn appear(dir: &VmDir, watch: &Watch) -> Result<Served> {
     Ok(Served { server, requests })
 }
 
-/// Starts the VM afresh. If that fails, its directory is gone, and the name is free again.
-async fn start(engine: &Engine, dir: &VmDir, claim: Claim) -> Result<Vm> {
-    match Job::read(dir)?.task {
-        Task::Boot(config) => Ok(boot_in(engine, claim, config).await?),
+/// Starts the VM afresh. If that fails, its directory is gone, and the name is free again. A rehearsal is over when this
+/// returns, and leaves no VM.
+async fn start(
+    engine: &Engine,
+    claim: Claim,
+    task: Task,
+    served: &mut Served,
+    progress: &mut Progress,
+) -> Result<Option<Vm>> {
+    match task {
+        Task::Boot(config) => Ok(Some(boot_in(engine, claim, config).await?)),
         Task::Restore { snapshot, config } => {
             let snapshot = engine.snapshot(&snapshot)?;
-            Ok(restore_in(engine, claim, &snapshot, config).await?)
+            Ok(Some(restore_in(engine, claim, &snapshot, config).await?))
+        }
+        Task::Rehearse { snapshot, config } => {
+            let snapshot = engine.snapshot(&snapshot)?;
+            let rehearsed =
+                rehearsal::run(engine, claim, &snapshot, config, &mut served.requests).await?;
+            progress.rehearsed(rehearsed);
+            Ok(None)
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::rehearse::Rehearsed;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub(crate) enum Line {
     Failed(String),
     /// It has ended already.
     Over(Box<Record>),
+    /// It was a rehearsal; nothing of it is left.
+    Rehearsed(Rehearsed),
 }
 
 /// The monitor's end. Whoever listened may be gone; that stops nothing.
@@ -40,6 +43,10 @@ impl Progress {
     /// The end is told only where the beginning was not.
     pub(crate) fn over(&mut self, record: &Record) {
         self.tell(&Line::Over(Box::new(record.clone())));
+    }
+
+    pub(crate) fn rehearsed(&mut self, rehearsed: Rehearsed) {
+        self.tell(&Line::Rehearsed(rehearsed));
     }
 
     fn tell(&mut self, line: &Line) {

@@ -9,6 +9,7 @@ use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::{Hold, VmDir};
 use rekindle_engine::vm::record::Record;
+use rekindle_engine::vm::rehearse::Rehearsed;
 use rekindle_engine::vm::state::State;
 
 use super::job::Job;
@@ -57,21 +58,38 @@ impl Starting {
     }
 
     /// Waits until the VM is up.
-    pub(crate) fn wait(mut self) -> Result<Record> {
+    pub(crate) fn wait(self) -> Result<Record> {
+        let name = self.name.clone();
+        match self.line()? {
+            Line::Up(record) | Line::Over(record) => Ok(*record),
+            Line::Failed(error) => bail!("{error}"),
+            Line::Rehearsed(_) => bail!("{name} was a rehearsal, and is gone"),
+        }
+    }
+
+    /// Waits until the rehearsal is over, and gone.
+    pub(crate) fn rehearsed(self) -> Result<Rehearsed> {
+        let name = self.name.clone();
+        match self.line()? {
+            Line::Rehearsed(rehearsed) => Ok(rehearsed),
+            Line::Failed(error) => bail!("{error}"),
+            Line::Up(_) | Line::Over(_) => bail!("{name} is no rehearsal"),
+        }
+    }
+
+    /// Waits until the monitor says how it went.
+    fn line(mut self) -> Result<Line> {
         let pipe = self
             .keeper
             .stdout
             .take()
             .context("the keeper has no standard output")?;
         match first_line(pipe).context("cannot understand the monitor")? {
-            Some(Line::Up(record)) => Ok(*record),
-            Some(Line::Over(record)) => {
+            Some(line @ Line::Up(_)) => Ok(line),
+            Some(line) => {
+                // It has nothing left to do.
                 let _ = self.keeper.wait();
-                Ok(*record)
-            }
-            Some(Line::Failed(error)) => {
-                let _ = self.keeper.wait();
-                bail!("{error}")
+                Ok(line)
             }
             None => {
                 let _ = self.keeper.wait();

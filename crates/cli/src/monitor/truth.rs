@@ -7,7 +7,7 @@ use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::vm::adopt::{end_leftovers, end_workers_in};
 use rekindle_engine::vm::dir::{DirError, Hold, VmDir};
-use rekindle_engine::vm::record::{Record, RecordError};
+use rekindle_engine::vm::record::{Purpose, Record, RecordError};
 use rekindle_firecracker::ProcessId;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
@@ -76,7 +76,7 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
     // Asked before the record is read: what a living monitor has written is right.
     let kept = Watch::is_kept(dir);
     match read(dir)? {
-        Some(record) if record.state.is_over() || (kept && is_whole(&record)) => {
+        Some(record) if is_final(&record) || (kept && is_whole(&record)) => {
             return Ok(Some(known(Some(record))));
         }
         Some(_) if kept => {
@@ -109,10 +109,11 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
         Err(e) => return Err(e.into()),
         Ok(_) => {}
     }
-    if record.as_ref().is_some_and(|record| record.state.is_over()) {
+    if record.as_ref().is_some_and(is_final) {
         return Ok(Some(known(record)));
     }
-    if alive {
+    let rehearsal = record.as_ref().is_some_and(is_rehearsal);
+    if alive && !rehearsal {
         let starting = start::revive(engine, name, dir)?;
         drop(hold);
         let record = starting.wait()?;
@@ -130,7 +131,8 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
         Ok(())
     })?;
     dir.remove(&hold)?;
-    eprintln!("rekindle: the start of {name} was cut short; what there was of it is removed");
+    let what = if rehearsal { "rehearsal" } else { "start of" };
+    eprintln!("rekindle: the {what} {name} was cut short; what there was of it is removed");
     Err(missing(engine, name))
 }
 
@@ -174,6 +176,15 @@ fn settle(dir: &VmDir, watcher: Option<&ProcessId>) -> Result<Option<Truth>> {
         let _ = rustix::io::read(&changes, &mut [0; 4096]);
     }
     Ok(Some(known(read(dir)?)))
+}
+
+/// Whether a VM has ended and is to be looked at. A rehearsal that has ended is as good as gone.
+fn is_final(record: &Record) -> bool {
+    record.state.is_over() && !is_rehearsal(record)
+}
+
+fn is_rehearsal(record: &Record) -> bool {
+    record.purpose == Purpose::Rehearsal
 }
 
 fn is_settled(dir: &VmDir) -> Result<bool> {

@@ -10,7 +10,7 @@ use super::console::Console;
 use super::crew::{Crew, OnDrop};
 use super::dir::{API_SOCKET, DISKS, DirError, MERGED_MEMORY, VmDir};
 use super::launch::{self, API_PATIENCE, StartError};
-use super::record::{Capturing, Origin, Record, RecordError};
+use super::record::{Capturing, Origin, Purpose, Record, RecordError};
 use super::state::{State, Why};
 use super::{Vm, VmError};
 use crate::Engine;
@@ -63,6 +63,13 @@ pub async fn adopt(engine: &Engine, dir: VmDir) -> Result<Adopted, AdoptError> {
         }
         Err(e) => return Err(e.into()),
     };
+    if record.purpose == Purpose::Rehearsal {
+        // It was to be ended in any case. Whoever was told to rehearse may begin anew.
+        end_leftovers(&record).await;
+        clear(claim.dir())?;
+        claim.on_drop(claim::OnDrop::Remove);
+        return Ok(Adopted::Unfinished(claim));
+    }
     match &record.state {
         State::Stopped | State::Failed(_) => Ok(Adopted::Over(Box::new(record))),
         State::Configured => {

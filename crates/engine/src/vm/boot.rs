@@ -19,7 +19,7 @@ use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
 use super::launch::StartError;
-use super::record::{Origin, RECORD_VERSION, Record, RecordError, Timings};
+use super::record::{Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
 use super::state::State;
 use super::{Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
@@ -162,6 +162,7 @@ pub(crate) fn new_record(
         ended: None,
         ends_at: None,
         origin,
+        purpose: Purpose::Lasting,
         machine,
         firecracker: None,
         firecracker_version: None,

@@ -46,6 +46,9 @@ pub struct Record {
     pub ends_at: Option<Timestamp>,
     /// What it came from.
     pub origin: Origin,
+    /// What it is for.
+    #[serde(skip_serializing_if = "Purpose::is_lasting", default)]
+    pub purpose: Purpose,
     /// What it is made of.
     pub machine: Machine,
     /// Firecracker's process. Absent before the spawn; one spawned but not yet recorded is found by `id`.
@@ -89,6 +92,23 @@ pub enum Origin {
         /// How its memory comes in.
         backend: Backend,
     },
+}
+
+/// What a VM is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Whatever its guest does: it lives until it is ended.
+    #[default]
+    Lasting,
+    /// To find out what a snapshot's guests touch first. Without its owner nobody has a use for it.
+    Rehearsal,
+}
+
+impl Purpose {
+    fn is_lasting(&self) -> bool {
+        *self == Purpose::Lasting
+    }
 }
 
 /// What an interrupted snapshot must be undone to.

@@ -21,9 +21,10 @@ use rekindle_store::snapshot::{LeaseError, OpenError};
 use rekindle_store::store::ChainError;
 use rekindle_store::verify::VerifyError;
 use rekindle_store::{Lease, Snapshot};
+use tokio::runtime::Handle;
 
 pub use self::config::{
-    Check, Clock, Mismatch, Recording, Replay, RestoreConfig, TapOverride, Then,
+    Check, Clock, Mismatch, Network, Recording, Replay, RestoreConfig, TapOverride, Then,
 };
 use super::boot::{BootError, Drives, log_tail, new_record};
 use super::claim::Claim;
@@ -36,6 +37,7 @@ use super::launch::StartError;
 use super::record::{Origin, Record, RecordError};
 use super::state::State;
 use super::{Vm, micros, portable};
+use crate::cut_off::{self, CutOffError, cut_off};
 use crate::host::{self, HostError};
 use crate::pager::{Hints, PagerError, PagerProcess};
 use crate::{Engine, TapError, taps};
@@ -74,6 +76,9 @@ pub enum RestoreError {
     /// The snapshot has no such interface.
     #[error("the snapshot has no network interface {0:?}")]
     NoSuchInterface(String),
+    /// It cannot be cut off from the network.
+    #[error(transparent)]
+    CutOff(#[from] CutOffError),
     /// Its directory could not be made.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -207,6 +212,13 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
             return Err(RestoreError::NoSuchInterface(wanted.iface_id.clone()));
         }
     }
+    if config.network == Network::CutOff {
+        // Its TAPs are made for it.
+        return match manifest.devices.interfaces.as_slice() {
+            [] => Ok(()),
+            _ => Ok(cut_off::check()?),
+        };
+    }
     for nic in &manifest.devices.interfaces {
         let other = config
             .taps
@@ -261,6 +273,7 @@ fn prepare_in(
     };
     let machine = portable::machine(engine.root(), source.tip(), &config);
     let mut record = new_record(&config.name, origin, machine);
+    record.purpose = config.purpose;
     record.ends_at = config
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
@@ -303,7 +316,18 @@ impl Prepared {
             begun,
         } = self;
         let spawned = Instant::now();
-        record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
+        let program = &engine.programs().firecracker;
+        let taps = taps_of(&record);
+        let process = if config.network == Network::Host || taps.is_empty() {
+            starting.launch(program, &record.id)?
+        } else {
+            let runtime = Handle::current();
+            cut_off(&taps, || {
+                let _on = runtime.enter();
+                starting.launch(program, &record.id)
+            })??
+        };
+        record.firecracker = Some(process);
         record.write(claim.dir())?;
         let mut crew = starting.ready().await?;
         drives.ready().await?;
@@ -327,6 +351,11 @@ impl Prepared {
         let leases = source.leases;
         Ok(Vm::assembled(engine, claim, record, crew, console, leases))
     }
+}
+
+fn taps_of(record: &Record) -> Vec<&str> {
+    let nics = &record.machine.nics;
+    nics.iter().map(|nic| nic.tap.as_str()).collect()
 }
 
 fn start_pager(

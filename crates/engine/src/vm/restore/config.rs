@@ -7,6 +7,7 @@ use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
 use crate::vm::config::{Backend, DirtyPages};
+use crate::vm::record::Purpose;
 
 /// How to restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,12 @@ pub struct RestoreConfig {
     /// Whether the pages that this copy touches first are taken down for later ones.
     #[serde(default)]
     pub record: Recording,
+    /// What its network interfaces are connected to.
+    #[serde(default)]
+    pub network: Network,
+    /// What it is for.
+    #[serde(skip)]
+    pub(crate) purpose: Purpose,
     /// Ends the VM this long after its restore.
     pub ttl: Option<Duration>,
 }
@@ -117,6 +124,18 @@ pub enum Recording {
     Off,
 }
 
+/// What a copy's network interfaces are connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// TAP devices of the host.
+    #[default]
+    Host,
+    /// Nothing: TAP devices that lead nowhere, in a network namespace of its own. For a copy that has interfaces this
+    /// takes `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`.
+    CutOff,
+}
+
 impl RestoreConfig {
     /// Runs at once, memory through userfaultfd, everything else as the snapshot has it.
     pub fn new(name: VmName) -> Self {
@@ -132,6 +151,8 @@ impl RestoreConfig {
             mismatch: Mismatch::default(),
             replay: Replay::default(),
             record: Recording::default(),
+            network: Network::default(),
+            purpose: Purpose::default(),
             ttl: None,
         }
     }
@@ -166,6 +187,12 @@ impl RestoreConfig {
     /// Compares all contents with their checksums first.
     pub fn verify(mut self) -> Self {
         self.check = Check::Everything;
+        self
+    }
+
+    /// Cuts the copy off from every network.
+    pub fn cut_off(mut self) -> Self {
+        self.network = Network::CutOff;
         self
     }
 
