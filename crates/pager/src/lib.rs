@@ -74,7 +74,7 @@ use rekindle_store::working_set;
 use server::{Parts, Server};
 use socket::Listening;
 use source::Backing;
-use state::{Saved, State};
+use state::{Room, Saved, State};
 use vm::{OnDrop, VmIdentity};
 
 /// What to serve, and where.
@@ -138,7 +138,7 @@ pub enum PagerError {
     /// No VM was taken on.
     #[error("the handshake failed")]
     Handshake(#[from] HandshakeError),
-    /// What a successor needs cannot be kept. The VM has been killed.
+    /// What a successor needs cannot be kept. If a VM had been taken on, it has been killed.
     #[error(transparent)]
     State(#[from] StateError),
     /// The VM's process cannot be identified. It has been killed.
@@ -187,6 +187,7 @@ pub fn serve(options: Options, on_ready: impl FnOnce(&Ready)) -> Result<Stats, P
         timeout,
     } = options;
     let backing = Backing::open(&source)?;
+    let room = Room::take(state_file.as_deref(), backing.bytes())?;
     let listening = Listening::open(socket)?;
     on_ready(&Ready {
         listening: listening.path().into(),
@@ -210,7 +211,7 @@ pub fn serve(options: Options, on_ready: impl FnOnce(&Ready)) -> Result<Stats, P
         record: full(record),
         replay: full(replay),
     };
-    let state = State::create(state_file.as_deref(), saved, regions)?;
+    let state = State::create(room, saved, regions)?;
     if state_file.is_some() {
         vm.on_drop(on_drop(failing));
     }

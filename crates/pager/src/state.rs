@@ -30,7 +30,7 @@ use crate::region::{Region, RegionError, RegionMap};
 use crate::source::Source;
 use crate::sys::{MESSAGE_WORDS, SharedMap};
 use crate::trace::{TRACE_WORDS, Trace};
-use crate::unit::{index, length};
+use crate::unit::{PageSize, index, length};
 use crate::vm::VmIdentity;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"RKPAGER\x01");
@@ -38,6 +38,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"RKPAGER\x01");
 const PAGE: usize = 512;
 /// How many messages one `read` may bring.
 const MESSAGES: usize = 64;
+/// Room for what is saved of a handshake with a few regions; what takes more is given more.
+const HANDSHAKE: u64 = 16 * 1024;
 /// More than any handshake that is taken, as JSON of ours.
 const SAVED_LIMIT: u64 = 1 << 20;
 
@@ -196,29 +198,19 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Starts a state in a file that appears at `path` when it is whole, or in memory alone.
+    /// Starts a state in a file that appears under its name now, or in memory alone.
     ///
     /// Whoever had a state there must be dead: it is replaced.
     pub(crate) fn create(
-        path: Option<&Path>,
+        room: Room,
         saved: Saved,
         regions: RegionMap,
     ) -> Result<State, StateError> {
-        let named = path.unwrap_or(Path::new("(memory)"));
-        let io = |source: io::Error| StateError::Io {
-            path: named.into(),
-            source,
-        };
+        let file = room.file.try_clone();
+        let io = |source: io::Error| room.failed(source);
+        let file = file.map_err(io)?;
         let text = serde_json::to_vec(&saved).map_err(|e| io(e.into()))?;
         let layout = Layout::of(length(text.len()), regions.pages());
-        let next = path.map(|path| path.with_extension("next"));
-        let file = match &next {
-            None => memfd_create("rekindle-pager", MemfdFlags::CLOEXEC)
-                .map_err(|e| io(e.into()))?
-                .into(),
-            Some(next) => create(next).map_err(io)?,
-        };
-        // All of it at once, so that a full disk is an error here and not a SIGBUS later.
         fallocate(&file, FallocateFlags::empty(), 0, layout.bytes()).map_err(|e| io(e.into()))?;
         file.write_all_at(&text, length(SAVED) * 8).map_err(io)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| io(e.into()))?;
@@ -234,9 +226,7 @@ impl State {
         };
         state.set(Count::Started, now());
         state.set(Count::Server, u64::from(std::process::id()));
-        if let (Some(next), Some(path)) = (next, path) {
-            fs::rename(next, path).map_err(io)?;
-        }
+        room.name().map_err(|(room, source)| room.failed(source))?;
         Ok(state)
     }
 
@@ -391,6 +381,64 @@ impl State {
 
     fn count(&self, count: Count) -> &AtomicU64 {
         &self.map.words()[COUNTS + count as usize]
+    }
+}
+
+/// Room for a state, taken before anybody depends on it: a full disk is an error then, and not a SIGBUS later.
+/// Dropped, it is gone again.
+#[derive(Debug)]
+pub(crate) struct Room {
+    file: File,
+    /// Where the file is, and where it is to be.
+    names: Option<(PathBuf, PathBuf)>,
+}
+
+impl Room {
+    /// Takes room in a file beside `path`, or in memory alone, for a guest with that much memory.
+    pub(crate) fn take(path: Option<&Path>, memory_bytes: u64) -> Result<Room, StateError> {
+        let failed = |source: io::Error| StateError::Io {
+            path: path.unwrap_or(Path::new("(memory)")).into(),
+            source,
+        };
+        let names = path.map(|path| (path.with_extension("next"), path.to_owned()));
+        let file = match &names {
+            None => memfd_create("rekindle-pager", MemfdFlags::CLOEXEC)
+                .map_err(|e| failed(e.into()))?
+                .into(),
+            Some((next, _)) => create(next).map_err(failed)?,
+        };
+        let room = Room { file, names };
+        let most = Layout::of(HANDSHAKE, memory_bytes / PageSize::Small.bytes()).bytes();
+        fallocate(&room.file, FallocateFlags::empty(), 0, most)
+            .map_err(|e| room.failed(e.into()))?;
+        Ok(room)
+    }
+
+    /// Gives it its name.
+    fn name(mut self) -> Result<(), (Room, io::Error)> {
+        match self.names.take() {
+            None => Ok(()),
+            Some((next, path)) => fs::rename(&next, &path).map_err(|source| {
+                self.names = Some((next, path));
+                (self, source)
+            }),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> StateError {
+        let path = match &self.names {
+            Some((_, path)) => path.clone(),
+            None => PathBuf::from("(memory)"),
+        };
+        StateError::Io { path, source }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some((next, _)) = &self.names {
+            let _ = fs::remove_file(next);
+        }
     }
 }
 

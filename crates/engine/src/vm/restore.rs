@@ -451,13 +451,16 @@ async fn load(
 
 async fn died(lost: Lost, console: &mut Console) -> RestoreError {
     console.finish().await;
-    let (who, exit) = match lost {
-        Lost::Firecracker { exit, .. } => ("firecracker", exit),
-        Lost::Pager { exit } => ("the page server", exit),
-    };
-    RestoreError::Died {
-        who,
-        exit,
-        log: console.last_log_lines(super::LOG_LINES),
+    match lost {
+        Lost::Firecracker { exit, .. } => RestoreError::Died {
+            who: "firecracker",
+            exit,
+            log: console.last_log_lines(super::LOG_LINES),
+        },
+        Lost::Pager { exit } => RestoreError::Died {
+            who: "the page server",
+            exit,
+            log: Vec::new(),
+        },
     }
 }
