@@ -35,6 +35,15 @@ pub enum PagerError {
         #[source]
         source: io::Error,
     },
+    /// There is no room for what it keeps.
+    #[error("no room for the page server's state in {path}")]
+    Room {
+        /// The VM's directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// It could not be started.
     #[error("cannot start the page server {program}")]
     Spawn {
@@ -87,6 +96,7 @@ impl PagerProcess {
         snapshot: &Path,
         hints: Hints<'_>,
     ) -> Result<PagerProcess, PagerError> {
+        check_room(dir)?;
         let listener = bind(dir)?;
         let spawn = |source| PagerError::Spawn {
             program: program.into(),
@@ -149,6 +159,12 @@ impl PagerProcess {
         let _ = self.pidfd.kill();
     }
 
+    /// Whether it has ended with a failure, as far as this process can know: it is its parent.
+    pub(crate) fn has_failed(&mut self) -> bool {
+        let status = self.child.as_mut().and_then(|child| child.wait().ok());
+        status.is_some_and(|status| status.code().is_some_and(|code| code != 0))
+    }
+
     /// How it ended, once it has: its exit status where this process is its parent, and its last words.
     pub(crate) fn epitaph(&mut self, dir: &VmDir) -> String {
         let status = self.child.as_mut().and_then(|child| child.wait().ok());
@@ -189,6 +205,24 @@ struct Ended {
     how: String,
     #[serde(default)]
     reason: serde_json::Value,
+}
+
+/// Whether its state and its log have room. On a full disk it could not even say why it fails.
+fn check_room(dir: &VmDir) -> Result<(), PagerError> {
+    /// State and log of a VM of 8 GiB.
+    const ROOM: u64 = 2 << 20;
+    let path = dir.file("room");
+    let try_it = || -> io::Result<()> {
+        let file = File::create(&path)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, ROOM)?;
+        Ok(())
+    };
+    let room = try_it();
+    let _ = std::fs::remove_file(&path);
+    room.map_err(|source| PagerError::Room {
+        path: dir.path().into(),
+        source,
+    })
 }
 
 fn bind(dir: &VmDir) -> Result<UnixListener, PagerError> {

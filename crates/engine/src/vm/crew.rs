@@ -148,7 +148,12 @@ impl Crew {
             .await
             .ok()?;
         pager.reap();
-        pager.kill_reason(&self.dir)
+        // One that gave up before it had the VM left no stats, but words.
+        let reason = pager.kill_reason(&self.dir);
+        if reason.is_none() && pager.has_failed() {
+            return Some(pager.epitaph(&self.dir));
+        }
+        reason
     }
 
     /// Kills what still runs and waits until it is gone.
