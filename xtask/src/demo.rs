@@ -196,7 +196,7 @@ impl<'a> Story<'a> {
         steps.push(step("boot Debian's kernel to a shell", begun, ""));
         self.type_in(
             "base",
-            "n=0; while sleep 0.1; do n=$((n+1)); echo $n > /n; done &\n",
+            "n=0; while sleep 0.1; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; done &\n",
         )?;
         self.type_in(
             "base",

@@ -11,7 +11,7 @@ use crate::console::Linux;
 use crate::story;
 
 /// Counts in memory, on the disk and on the console.
-const COUNT: &str = "n=0; while sleep 0.2; do n=$((n+1)); echo $n > /n; done &\n";
+const COUNT: &str = "n=0; while sleep 0.2; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; done &\n";
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![

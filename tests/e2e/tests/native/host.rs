@@ -86,7 +86,13 @@ fn elsewhere(rekindle: &Rekindle, devices: &Devices, line: &str) -> anyhow::Resu
 fn reachable(rekindle: &Rekindle, program: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let copy = rekindle.file(name);
     if !copy.exists() {
-        fs::copy(program, &copy)?;
+        // By a process of its own: a story that forks meanwhile would inherit our descriptor, and nobody can
+        // execute a file that somebody may write to.
+        let copied = std::process::Command::new("cp")
+            .arg(program)
+            .arg(&copy)
+            .status()?;
+        ensure!(copied.success(), "cannot copy {}", program.display());
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
     }
     Ok(copy)
