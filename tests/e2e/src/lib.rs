@@ -14,10 +14,12 @@ mod listener;
 mod program;
 mod rekindle;
 mod said;
+mod taps;
 
 pub use listener::{Listener, is_drained, sequence};
 pub use rekindle::{Rekindle, Role, finish, wait_for};
 pub use said::Said;
+pub use taps::Taps;
 
 use std::time::Duration;
 

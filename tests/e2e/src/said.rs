@@ -1,6 +1,6 @@
 //! What a command came to.
 
-use std::process::Output;
+use std::process::{Child, Output};
 
 use anyhow::{Context, ensure};
 
@@ -25,6 +25,15 @@ impl Said {
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// What a command that was started with its output piped comes to; waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn of(child: Child, line: String) -> anyhow::Result<Said> {
+        let output = child.wait_with_output()?;
+        Ok(Said::new(line, &output))
     }
 
     /// Its output, if it did what it was told.

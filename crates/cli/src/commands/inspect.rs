@@ -6,6 +6,7 @@ use rekindle_engine::store::manifest::Manifest;
 use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
+use rekindle_firecracker::ProcessId;
 use serde::Serialize;
 
 use super::Context;
@@ -26,13 +27,22 @@ pub(crate) struct Inspect {
     json: bool,
 }
 
-/// A VM.
+/// A VM. Its page server stands beside the record, which names its process only.
 #[derive(Serialize)]
 struct OfVm {
     #[serde(flatten)]
     record: Box<Record>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pager: Option<Report>,
+    pager: Option<Pager>,
+}
+
+/// A page server: who it is, as long as the VM lives, and what it did.
+#[derive(Serialize)]
+struct Pager {
+    #[serde(flatten)]
+    process: Option<ProcessId>,
+    #[serde(flatten)]
+    report: Option<Report>,
 }
 
 /// A snapshot.
@@ -64,10 +74,12 @@ impl Inspect {
 
 fn vm(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<()> {
     match look(engine, name, dir)? {
-        Truth::Known(record) => output::json(&OfVm {
-            record,
-            pager: page_server::report(dir),
-        }),
+        Truth::Known(mut record) => {
+            let (process, report) = (record.pager.take(), page_server::report(dir));
+            let is_known = process.is_some() || report.is_some();
+            let pager = is_known.then_some(Pager { process, report });
+            output::json(&OfVm { record, pager })
+        }
         Truth::Starting => bail!("{name} is still being started, or was killed while it was"),
     }
 }

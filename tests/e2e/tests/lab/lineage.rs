@@ -1,10 +1,10 @@
 //! Copies of a Linux guest, copies of copies, and Diffs.
 
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rekindle_e2e::Taps;
 use rekindle_kit::story::Story;
 
 use crate::console::Linux;
@@ -34,7 +34,7 @@ fn number(linux: &Linux, vm: &str) -> anyhow::Result<u64> {
 }
 
 fn three_copies(linux: &Linux) -> anyhow::Result<()> {
-    let taps = Taps::make(4)?;
+    let taps = Taps::make("rk-lin", 4)?;
     linux.boots("base", &format!("--tap {}", taps.name(0)))?;
     linux.types("base", COUNT)?;
     sleep(Duration::from_secs(2));
@@ -112,53 +112,5 @@ fn later_states(linux: &Linux) -> anyhow::Result<()> {
     linux.rekindle.does("snapshot create late --name again")?;
     linux.rekindle.does("restore again --name copy")?;
     ensure!(linux.asks("copy", "echo $word $(cat /word)")? == "third third");
-    Ok(())
-}
-
-/// TAP devices that are gone when this is, also when a story fails.
-struct Taps(Vec<String>);
-
-impl Taps {
-    fn make(count: usize) -> anyhow::Result<Taps> {
-        let mut taps = Taps(Vec::new());
-        for n in 0..count {
-            // Not the prefix that other stories, told at the same time, watch.
-            let name = format!("rk-lin-{n}");
-            ip(&["tuntap", "add", "dev", &name, "mode", "tap"])?;
-            taps.0.push(name);
-        }
-        Ok(taps)
-    }
-
-    /// Removes them, and proves it.
-    fn remove(mut self) -> anyhow::Result<()> {
-        for name in self.0.drain(..) {
-            ip(&["link", "del", "dev", &name])?;
-            let link = std::path::Path::new("/sys/class/net").join(&name);
-            ensure!(!link.exists(), "{name} is still there");
-        }
-        Ok(())
-    }
-
-    fn name(&self, n: usize) -> &str {
-        &self.0[n]
-    }
-}
-
-impl Drop for Taps {
-    fn drop(&mut self) {
-        for name in &self.0 {
-            let _ = ip(&["link", "del", "dev", name]);
-        }
-    }
-}
-
-fn ip(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("ip")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .status();
-    let status = status.context("cannot run ip (Debian's iproute2)")?;
-    ensure!(status.success(), "ip {}: {status}", arguments.join(" "));
     Ok(())
 }

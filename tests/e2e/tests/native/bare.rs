@@ -1,6 +1,6 @@
 //! The guests of these stories.
 
-use rekindle_kit::guest::{Counter, Guest, Mib, Pattern};
+use rekindle_kit::guest::{Counter, Guest, Mib, Pattern, Scatter};
 
 /// Counts aloud, some hundred numbers a second.
 pub(crate) fn counter() -> Guest {
@@ -30,6 +30,20 @@ fn fills(size: Mib) -> Guest {
     }
     .guest()
 }
+
+/// Changes a byte in [`SCATTERED`] pages that are nobody's neighbours, pass after pass.
+pub(crate) fn scatter() -> Guest {
+    Scatter {
+        memory: Mib(160),
+        from: Mib(64),
+        range_bits: 14,
+        pages: SCATTERED,
+    }
+    .guest()
+}
+
+/// How many pages the scatter guest touches in each pass.
+pub(crate) const SCATTERED: u32 = 2048;
 
 const PATTERN: Mib = Mib(8);
 

@@ -11,6 +11,9 @@ mod kills;
 mod library;
 mod life;
 mod memory;
+mod rehearse;
+mod replay;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -20,6 +23,9 @@ use rekindle_kit::story::{Story, main as run};
 fn main() -> ExitCode {
     let stories = [
         memory::stories(),
+        replay::stories(),
+        rehearse::stories(),
+        trace::stories(),
         life::stories(),
         ends::stories(),
         kills::stories(),
