@@ -106,7 +106,7 @@ fn is_drawn(text: &str, name: &str, layers: &[&str]) -> anyhow::Result<()> {
     for word in [
         name,
         "guest memory, MiB",
-        "ms since",
+        "since Firecracker",
         "demand",
         "replayed",
         "faults",

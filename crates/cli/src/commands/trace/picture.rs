@@ -379,3 +379,109 @@ fn escaped(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(pages: u64) -> Stats {
+        let zeros = ["faults", "copied", "zeroed", "present", "removed", "bytes"];
+        let mut json = serde_json::json!({
+            "vm_pid": 7,
+            "memory_bytes": pages * 4096,
+            "page_size": 4096,
+            "retries": 0,
+            "latency": {"p50_ns": 0, "p99_ns": 0, "max_ns": 0},
+            "ended": null,
+        });
+        for name in zeros {
+            json[name] = 0.into();
+        }
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn piece(at_us: u64, kind: Kind, page: u64, count: u64) -> Piece {
+        let kind = serde_json::to_value(kind).unwrap();
+        let json = serde_json::json!({"at_us": at_us, "kind": kind, "page": page, "count": count});
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_stroke_stands_where_and_when_its_piece_came() {
+        let stats = stats(1000);
+        let pieces = [
+            piece(0, Kind::Demand, 0, 500),
+            piece(500, Kind::Replay, 500, 500),
+            piece(1000, Kind::Zero, 999, 1),
+            // It ends where the memory does, whatever the trace says.
+            piece(1000, Kind::Around, 999, 65_535),
+        ];
+        let picture = Picture::new(&stats, &pieces, Some(Duration::from_millis(1)));
+        let drawn = picture.draw("web");
+        let (width, height) = (RIGHT - LEFT, BOTTOM - TOP);
+        let path = |name: &str| {
+            let at = drawn.find(&format!(r#"id="{name}""#)).unwrap();
+            let from = at + drawn[at..].find(" d=\"").unwrap() + 4;
+            drawn[from..].split('"').next().unwrap()
+        };
+        assert_eq!(path("demand"), format!("M0 {}v{}", height / 2, height / 2));
+        assert_eq!(path("replayed"), format!("M{} 0v{}", width / 2, height / 2));
+        assert_eq!(path("zeroed"), format!("M{width} 0v2"));
+        assert_eq!(path("around"), format!("M{width} 0v2"));
+    }
+
+    #[test]
+    fn strokes_that_cover_each_other_are_one() {
+        let stats = stats(1 << 20);
+        let pieces: Vec<Piece> = (0..10_000)
+            .map(|n| piece(n, Kind::Demand, n / 1000, 1))
+            .collect();
+        let picture = Picture::new(&stats, &pieces, Some(Duration::from_secs(1000)));
+        assert_eq!(picture.draw("web").matches("v2").count(), 1);
+    }
+
+    #[test]
+    fn a_long_tail_is_told_and_not_drawn() {
+        let stats = stats(1 << 20);
+        let mut pieces: Vec<Piece> = (0..1000)
+            .map(|n| piece(n * 100, Kind::Demand, n, 1))
+            .collect();
+        pieces.push(piece(60_000_000, Kind::Demand, 7, 1));
+        let drawn = Picture::new(&stats, &pieces, None).draw("web");
+        assert!(drawn.contains("pieces later, to 60 s"), "{drawn}");
+        // Without one, all of it is drawn.
+        pieces.pop();
+        let drawn = Picture::new(&stats, &pieces, None).draw("web");
+        assert!(!drawn.contains("later"), "{drawn}");
+    }
+
+    #[test]
+    fn axes_have_few_and_round_marks() {
+        assert_eq!(
+            [9, 8001, 16_000, 99_999, 1_000_000].map(step),
+            [2, 1000, 2000, 20_000, 200_000]
+        );
+        for span in [1, 999, 123_456, u64::MAX / 20] {
+            assert!(span / step(span) <= TICKS, "{span}");
+        }
+        assert_eq!(
+            [1, 8, 128, 1000, 3072].map(binary_step),
+            [1, 1, 16, 128, 512]
+        );
+        assert_eq!(
+            [7, 1000, 1_234_567].map(grouped),
+            ["7", "1,000", "1,234,567"]
+        );
+        assert_eq!(
+            [950, 22_527, 5_000_000, 11_000_000_000].map(time),
+            ["0.9 µs", "22 µs", "5.0 ms", "11 s"]
+        );
+    }
+
+    #[test]
+    fn a_title_is_no_markup() {
+        let stats = stats(1);
+        let drawn = Picture::new(&stats, &[], None).draw("<a & b>");
+        assert!(drawn.contains("&lt;a &amp; b&gt;") && !drawn.contains("<a &"));
+    }
+}
