@@ -35,6 +35,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story("what cannot be rehearsed is not begun", not_begun),
         story("a rehearsal can be stopped and nothing else", stopped),
         story("a killed rehearsal leaves nothing", killed),
+        story(
+            "a rehearsal killed at any step of its way leaves nothing",
+            each_step,
+        ),
         Story::future("the library rehearses and leaves nothing", the_library),
     ]
 }
@@ -233,7 +237,7 @@ fn cut_off(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     ensure!(rekindle.tells("snapshot ls --json")? == serde_json::json!([]));
 
-    let rehearsing = Rehearsing::begin(rekindle, 2)?;
+    let rehearsing = Rehearsing::begin(rekindle, 5)?;
     let own = network(i32::try_from(std::process::id())?)?;
     for (role, process) in processes(rekindle)? {
         let is_apart = network(process.pid())? != own;
@@ -350,7 +354,7 @@ enum Outcome {
 fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
     boots(rekindle)?;
     for (victims, outcome) in VICTIMS {
-        let rehearsing = Rehearsing::begin(rekindle, 1)?;
+        let rehearsing = Rehearsing::begin(rekindle, 3)?;
         for (role, process) in processes(rekindle)? {
             if victims.contains(&role) {
                 process.kill(SOON)?;
@@ -373,7 +377,7 @@ fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
     }
 
     // The verb is not missed: the copy ends by itself, and what it touched is known.
-    let mut rehearsing = Rehearsing::begin(rekindle, 1)?;
+    let mut rehearsing = Rehearsing::begin(rekindle, 3)?;
     rehearsing.verb.kill()?;
     rehearsing.verb.wait()?;
     until("the copy is gone", || Ok(places(rekindle)?.is_empty()))?;
@@ -383,6 +387,54 @@ fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
     let set = working_set(rekindle)?;
     ensure!(set["runs"] == 1, "{set}");
     nothing_left(rekindle)
+}
+
+/// What appears in a rehearsal's directory, in about this order, and how long after that all is killed.
+const STEPS: [(&str, u64); 12] = [
+    ("", 0),
+    ("job.json", 0),
+    ("monitor.log", 0),
+    ("lock", 0),
+    ("monitor.json", 0),
+    ("record.json", 0),
+    ("uffd.sock", 0),
+    ("api.sock", 0),
+    ("pager.state", 0),
+    ("pager.state", 100),
+    // The last are about when its second is over.
+    ("pager.state", 950),
+    ("pager.state", 1000),
+];
+
+fn each_step(rekindle: &Rekindle) -> anyhow::Result<()> {
+    boots(rekindle)?;
+    for (step, delay) in STEPS {
+        let line = "snapshot create original --name base --rehearse=1";
+        let mut verb = rekindle.command(line);
+        let mut verb = verb.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        until("the step is reached", || {
+            let places = places(rekindle)?;
+            Ok(places.iter().any(|place| place.join(step).exists()) || verb.try_wait()?.is_some())
+        })?;
+        std::thread::sleep(Duration::from_millis(delay));
+        for (role, process) in processes(rekindle)? {
+            // It may have ended by itself, or be replaced by another.
+            let killed = process.kill(SOON);
+            ensure!(killed.is_ok() || role != Role::Verb, "{process} is a verb");
+        }
+        let said = Said::of(verb, line.to_owned())?;
+        ensure!(matches!(said.status, Some(0 | 1)), "{step:?}: {said:?}");
+        rekindle.does("ps")?;
+        // A monitor that was just being started may have lived, and rehearses to the end.
+        until("the copy is gone", || Ok(places(rekindle)?.is_empty()))?;
+        until("its processes are gone", || {
+            Ok(processes(rekindle)?.is_empty())
+        })?;
+        nothing_left(rekindle).with_context(|| format!("killed at {step:?} and {delay} ms"))?;
+        rekindle.does("snapshot verify base")?;
+        rekindle.does("snapshot rm base")?;
+    }
+    Ok(())
 }
 
 async fn the_library() -> anyhow::Result<()> {

@@ -208,3 +208,22 @@ impl RestoreConfig {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_program_wrote_down_is_read_with_the_defaults_of_today() {
+        let today = RestoreConfig::new("web".parse().unwrap());
+        let mut json = serde_json::to_value(&today).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for later in ["replay", "record", "network"] {
+            assert!(fields.remove(later).is_some(), "{later}");
+        }
+        assert_eq!(
+            serde_json::from_value::<RestoreConfig>(json).unwrap(),
+            today
+        );
+    }
+}
