@@ -25,8 +25,8 @@ const BOTTOM: u32 = HEIGHT - 64;
 const FINE: u64 = 4;
 /// About how many lines across there are.
 const TICKS: u64 = 8;
-/// So many of 1000 pieces have to be in the picture; what comes long after is told in words.
-const SHOWN: usize = 985;
+/// So many of 100 pieces of each kind have to be in the picture; what comes long after is told in words.
+const SHOWN: usize = 90;
 
 /// What is drawn later lies above what is drawn before.
 const KINDS: [Look; 4] = [
@@ -166,7 +166,7 @@ impl<'a> Picture<'a> {
         if later > 0 {
             let _ = write!(
                 text,
-                "; {} pieces later, to {}",
+                "; {} more until {}",
                 grouped(u64::try_from(later).unwrap_or(u64::MAX)),
                 time(last.saturating_mul(1000))
             );
@@ -303,12 +303,18 @@ impl<'a> Picture<'a> {
 
 /// Until nearly all pieces were in, at least until all of the working set was, and a little longer.
 fn span_of(stats: &Stats, pieces: &[Piece]) -> u64 {
-    let at = (pieces.len() * SHOWN / 1000).min(pieces.len().saturating_sub(1));
-    let nearly_all = pieces.get(at).map_or(0, |piece| piece.at_us);
-    let needed = nearly_all.max(stats.replayed_by_us.unwrap_or(0));
+    // A few faults that come after thousands of replayed pages are what there is to see.
+    let nearly_all = |look: &Look| {
+        let mine = pieces.iter().filter(|piece| piece.kind == look.kind);
+        let times: Vec<u64> = mine.map(|piece| piece.at_us).collect();
+        let at = (times.len() * SHOWN / 100).min(times.len().saturating_sub(1));
+        times.get(at).copied().unwrap_or(0)
+    };
+    let kinds = KINDS.iter().map(nearly_all).max().unwrap_or(0);
+    let needed = kinds.max(stats.replayed_by_us.unwrap_or(0));
     let last = pieces.last().map_or(0, |piece| piece.at_us);
-    // What is left out must be worth it.
-    let end = if last / 4 <= needed / 3 { last } else { needed };
+    // The rest of them, too, if it is not long in coming.
+    let end = last.min(needed + needed / 3);
     end.max(1000) + end.max(1000) / 50
 }
 
@@ -448,11 +454,20 @@ mod tests {
             .collect();
         pieces.push(piece(60_000_000, Kind::Demand, 7, 1));
         let drawn = Picture::new(&stats, &pieces, None).draw("web");
-        assert!(drawn.contains("pieces later, to 60 s"), "{drawn}");
+        assert!(drawn.contains("; 1 more until 60 s"), "{drawn}");
         // Without one, all of it is drawn.
         pieces.pop();
         let drawn = Picture::new(&stats, &pieces, None).draw("web");
-        assert!(!drawn.contains("later"), "{drawn}");
+        assert!(!drawn.contains("more until"), "{drawn}");
+    }
+
+    #[test]
+    fn the_few_faults_after_a_replay_are_drawn() {
+        let stats = stats(1 << 20);
+        let mut pieces: Vec<Piece> = (0..10_000).map(|n| piece(n, Kind::Replay, n, 1)).collect();
+        pieces.extend((0..10).map(|n| piece(50_000 + n, Kind::Demand, 20_000 + n, 1)));
+        let drawn = Picture::new(&stats, &pieces, None).draw("web");
+        assert!(!drawn.contains("more until"), "{drawn}");
     }
 
     #[test]
