@@ -23,8 +23,16 @@ pub(crate) fn stories() -> Vec<Story> {
             "a copy of a copy, and a Diff on top, are in the later state",
             later_states,
         ),
+        story(
+            "a rehearsal on no network gives the first copy its pages",
+            rehearsed,
+        ),
     ]
 }
+
+/// Reads all its files, and says so.
+const READ: &str =
+    "while cat /bin/* /etc/* > /dev/null; echo tick-$((1)); do sleep 1; done 2> /dev/null &\n";
 
 fn number(linux: &Linux, vm: &str) -> anyhow::Result<u64> {
     let said = linux.asks(vm, "cat /n")?;
@@ -113,4 +121,27 @@ fn later_states(linux: &Linux) -> anyhow::Result<()> {
     linux.rekindle.does("restore again --name copy")?;
     ensure!(linux.asks("copy", "echo $word $(cat /word)")? == "third third");
     Ok(())
+}
+
+fn rehearsed(linux: &Linux) -> anyhow::Result<()> {
+    let rekindle = &linux.rekindle;
+    let taps = Taps::make("rk-reh", 1)?;
+    linux.boots("base", &format!("--tap {}", taps.name(0)))?;
+    linux.types("base", READ)?;
+    rekindle.follows("base")?.hears("tick-1")?;
+    // The original is on its TAP all the time.
+    let created =
+        rekindle.tells("snapshot create base --name warm --json --rehearse --ready-on tick-1")?;
+    ensure!(created["rehearsal"]["ended"] == "ready", "{created}");
+    let vms = rekindle.vms()?;
+    ensure!(vms.len() == 1 && vms[0]["state"] == "running", "{vms:?}");
+    rekindle.does("rm --force base")?;
+
+    rekindle.does("restore warm --name copy")?;
+    rekindle.follows("copy")?.hears("tick-1")?;
+    let pager = rekindle.tells("inspect copy")?["pager"].clone();
+    let count = |name: &str| pager[name].as_u64().unwrap_or(0);
+    ensure!(count("replayed") > count("demand"), "{pager}");
+    rekindle.does("rm --force copy")?;
+    taps.remove()
 }

@@ -15,10 +15,10 @@ use std::time::Duration;
 use rekindle_pager::{Kind, Piece, Stats};
 
 const WIDTH: u32 = 1000;
-const HEIGHT: u32 = 640;
+const HEIGHT: u32 = 656;
 const LEFT: u32 = 84;
 const RIGHT: u32 = WIDTH - 24;
-const TOP: u32 = 104;
+const TOP: u32 = 120;
 const BOTTOM: u32 = HEIGHT - 64;
 
 /// Places are in quarters of a pixel.
@@ -270,8 +270,9 @@ impl<'a> Picture<'a> {
         let (x, text) = (pixels(x), pixels(text));
         writeln!(
             out,
-            r##"<path d="M{x} {TOP}V{BOTTOM}" stroke="#222" stroke-dasharray="5 4"/><text x="{text}" y="{}" text-anchor="{anchor}" stroke="#ffffff" stroke-width="4" paint-order="stroke">working set in place after {}</text>"##,
-            TOP + 18,
+            r##"<path d="M{x} {TOP}V{BOTTOM}" stroke="#222" stroke-dasharray="5 4"/><text x="{text}" y="{}" text-anchor="{anchor}" font-size="11">working set in place after {}</text>"##,
+            // Above the plot, where it hides nothing.
+            TOP - 6,
             time(at.saturating_mul(1000))
         )
     }
