@@ -114,9 +114,17 @@ impl DirError {
 /// Proof that this process owns the VM. The kernel gives it up when the process ends.
 #[derive(Debug)]
 pub struct Ownership {
-    _lock: OwnedFd,
+    lock: OwnedFd,
     /// The directory itself. While it is open, no other can get its inode.
     place: OwnedFd,
+}
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is starting has a copy of the descriptor until it
+        // executes its program, and whoever takes the VM up next would find it owned.
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Ownership {
@@ -218,7 +226,7 @@ impl VmDir {
         )
         .map_err(|e| DirError::io(&path, e))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Ownership { _lock: lock, place }),
+            Ok(()) => Ok(Ownership { lock, place }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(DirError::Owned {
                 path: self.path.clone(),
             }),
