@@ -420,7 +420,9 @@ fn each_step(rekindle: &Rekindle) -> anyhow::Result<()> {
         for (role, process) in processes(rekindle)? {
             // It may have ended by itself, or be replaced by another.
             let killed = process.kill(SOON);
-            ensure!(killed.is_ok() || role != Role::Verb, "{process} is a verb");
+            // The verb is this process's child: one that has just ended is there until it is asked for.
+            let ended = killed.is_ok() || role != Role::Verb || verb.try_wait()?.is_some();
+            ensure!(ended, "{process} is a verb");
         }
         let said = Said::of(verb, line.to_owned())?;
         ensure!(matches!(said.status, Some(0 | 1)), "{step:?}: {said:?}");
