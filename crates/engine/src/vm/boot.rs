@@ -19,9 +19,9 @@ use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
 use super::launch::StartError;
-use super::record::{Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
+use super::record::{Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
 use super::state::State;
-use super::{Vm, micros};
+use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
 use crate::host::{self, HostError};
 use crate::{Engine, TapError, taps};
@@ -136,15 +136,17 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     record.state = State::Running;
     record.started = Some(Timestamp::now());
     record.timings.total_us = Some(micros(begun));
-    record.write(claim.dir())?;
-    Ok(Vm::assembled(
-        engine.clone(),
+    let ledger = Ledger::new(claim.dir(), &record);
+    ledger.write(&mut record)?;
+    Ok(Vm::assembled(Parts {
+        engine: engine.clone(),
         claim,
         record,
+        ledger,
         crew,
         console,
-        Vec::new(),
-    ))
+        leases: Vec::new(),
+    }))
 }
 
 pub(crate) fn new_record(
@@ -267,7 +269,7 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
 async fn died(lost: Lost, console: &mut Console) -> BootError {
     console.finish().await;
     let exit = match lost {
-        Lost::Firecracker { exit, .. } | Lost::Pager { exit } => exit,
+        Lost::Firecracker { exit, .. } | Lost::Pager { exit } | Lost::NeverServed { exit } => exit,
     };
     BootError::Died {
         exit,

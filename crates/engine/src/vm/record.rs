@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rekindle_firecracker::ProcessId;
@@ -217,6 +218,54 @@ impl Record {
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| io(e.into()))?;
         text.push(b'\n');
         dir.replace(RECORD, &text).map_err(io)
+    }
+}
+
+/// The record of a VM that is owned. Two write it: the owner, and whoever replaces its page server meanwhile, which
+/// happens while the owner waits for something else.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    dir: VmDir,
+    /// What is on disk, but for a page server that could not be written down.
+    written: Arc<Mutex<Record>>,
+}
+
+impl Ledger {
+    pub(crate) fn new(dir: &VmDir, record: &Record) -> Ledger {
+        Ledger {
+            dir: dir.clone(),
+            written: Arc::new(Mutex::new(record.clone())),
+        }
+    }
+
+    /// Writes what the owner knows, but for the page server, of which the ledger knows best; the owner learns it.
+    pub(crate) fn write(&self, record: &mut Record) -> Result<(), RecordError> {
+        let mut written = self.lock();
+        record.pager.clone_from(&written.pager);
+        record.write(&self.dir)?;
+        written.clone_from(record);
+        Ok(())
+    }
+
+    /// Notes who serves from now on. It is on disk with the next [`Ledger::write`].
+    pub(crate) fn note_pager(&self, pager: Option<ProcessId>) {
+        self.lock().pager = pager;
+    }
+
+    /// Notes who serves from now on, on disk too. One that cannot be written down is found by its `--id`.
+    pub(crate) fn write_pager(&self, pager: ProcessId) {
+        let mut written = self.lock();
+        written.pager = Some(pager);
+        let _ = written.write(&self.dir);
+    }
+
+    /// The process that serves now.
+    pub(crate) fn pager(&self) -> Option<ProcessId> {
+        self.lock().pager.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -167,7 +167,7 @@ impl Vm {
             State::Running => Capturing::WasRunning,
             _ => Capturing::WasPaused,
         });
-        if let Err(e) = self.record.write(self.dir()) {
+        if let Err(e) = self.write_record() {
             // Nothing was asked of Firecracker yet.
             self.record.capturing = None;
             self.record.diff_base = base;
@@ -191,7 +191,7 @@ impl Vm {
             Duration::ZERO
         };
         self.record.capturing = None;
-        let recorded = self.record.write(self.dir());
+        let recorded = self.write_record();
         let done = written.and_then(|draft| {
             resumed?;
             recorded?;
@@ -205,7 +205,7 @@ impl Vm {
             }),
             Err(e) => {
                 // Now that there is no draft: the VM goes on, and whoever asks must not be told otherwise.
-                let _ = self.record.write(self.dir());
+                let _ = self.write_record();
                 Err(e)
             }
         }
@@ -221,7 +221,7 @@ impl Vm {
         {
             self.record.diff_base = Some(snapshot.id());
             // A record that was not written costs a Full snapshot where a Diff had done, nothing else.
-            let _ = self.record.write(self.claim.dir());
+            let _ = self.write_record();
         }
     }
 
