@@ -152,13 +152,14 @@ impl PagerProcess {
     }
 
     /// Watches one that another process started.
-    pub(crate) fn adopt(id: ProcessId) -> Result<PagerProcess, IdentifyError> {
+    pub(crate) fn adopt(dir: &VmDir, id: ProcessId) -> Result<PagerProcess, IdentifyError> {
         let pidfd = Arc::new(id.open_pidfd()?);
+        let log = std::fs::metadata(dir.file(PAGER_LOG));
         Ok(PagerProcess {
             id,
             pidfd,
             child: None,
-            log_from: 0,
+            log_from: log.map_or(0, |log| log.len()),
         })
     }
 
@@ -277,7 +278,10 @@ fn said_since(dir: &VmDir, from: u64) -> String {
         log.seek(SeekFrom::Start(from.max(end.saturating_sub(LONGEST_WORDS))))?;
         log.take(LONGEST_WORDS).read_to_end(&mut said)
     });
-    read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&said).into_owned())
+    read.map_or_else(
+        |_| String::new(),
+        |_| String::from_utf8_lossy(&said).into_owned(),
+    )
 }
 
 /// The part of the page server's stats that tells why it ended.

@@ -167,7 +167,9 @@ fn this_program() -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    let named = program.to_str().and_then(|name| name.strip_suffix(" (deleted)"));
+    let named = program
+        .to_str()
+        .and_then(|name| name.strip_suffix(" (deleted)"));
     let newer = named.map(PathBuf::from).filter(|newer| newer.exists());
     Ok(newer.unwrap_or_else(|| PathBuf::from("/proc/self/exe")))
 }

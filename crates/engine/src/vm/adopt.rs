@@ -111,7 +111,7 @@ async fn crew_of(
     };
     let pager = match record.pager.clone() {
         None => None,
-        Some(id) if id.is_alive() => Some(PagerProcess::adopt(id).ok()),
+        Some(id) if id.is_alive() => Some(PagerProcess::adopt(dir, id).ok()),
         Some(_) if !has_state(dir) => return Ok(None),
         Some(_) => Some(None),
     };

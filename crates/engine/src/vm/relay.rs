@@ -103,11 +103,7 @@ impl Relay {
             }),
         });
         // At once, so that whoever asks next finds it written down.
-        let begun = if is_dead {
-            shared.replace()
-        } else {
-            Ok(())
-        };
+        let begun = if is_dead { shared.replace() } else { Ok(()) };
         let task = tokio::spawn(attend(shared.clone(), begun));
         Relay {
             shared,
@@ -206,7 +202,9 @@ impl Shared {
         }
         let dir = &self.means.dir;
         let dead = row.now.take();
-        let had_it = dead.as_ref().is_none_or(|pager| self.has_taken_over(pager.id()));
+        let had_it = dead
+            .as_ref()
+            .is_none_or(|pager| self.has_taken_over(pager.id()));
         let (pid, end) = match dead {
             Some(mut pager) => (Some(pager.id().pid), pager.epitaph(dir)),
             None => (None, nobody_looked()),
@@ -221,12 +219,10 @@ impl Shared {
         if vm_ended {
             return Err(Verdict::WithTheVm);
         }
-        let state = dir.file(PAGER_STATE);
-        if let Ok(Some(other)) = living_server_of(&state)
-            && pid != Some(other)
-            && let Ok(process) = ProcessId::of(other).and_then(PagerProcess::adopt)
-        {
-            self.hand_over(&mut row, process, &end, "serves now");
+        if let Some(other) = self.another(pid) {
+            let next = other.id().pid;
+            self.note(&end, &format!("process {next} serves now"));
+            self.hand_over(&mut row, other);
             row.before = None;
             return Ok(());
         }
@@ -239,23 +235,37 @@ impl Shared {
         }
         row.count_death()
             .map_err(|often| Verdict::GaveUp(format!("{words}; {often}")))?;
-        let successor = self.successor().map_err(|why| match self.vm_pidfd.has_exited() {
-            Ok(false) => Verdict::GaveUp(format!("{words}; no other can take over: {why}")),
-            _ => Verdict::WithTheVm,
-        })?;
-        self.hand_over(&mut row, successor, &end, "takes over");
+        self.note(&end, "another one takes over");
+        match self.successor() {
+            Ok(successor) => self.hand_over(&mut row, successor),
+            Err(_) if self.vm_pidfd.has_exited().unwrap_or(true) => return Err(Verdict::WithTheVm),
+            Err(why) => {
+                let words = format!("{words}; no other can take over: {why}");
+                return Err(Verdict::GaveUp(words));
+            }
+        }
         row.before = Some(words);
         Ok(())
     }
 
-    fn hand_over(&self, row: &mut Row, next: PagerProcess, end: &Epitaph, does: &str) {
+    /// A page server that took the place of this one, started by somebody else.
+    fn another(&self, than: Option<u32>) -> Option<PagerProcess> {
+        let dir = &self.means.dir;
+        let serves = living_server_of(&dir.file(PAGER_STATE)).ok().flatten()?;
+        let process = ProcessId::of(serves).ok()?;
+        (than != Some(serves))
+            .then(|| PagerProcess::adopt(dir, process).ok())
+            .flatten()
+    }
+
+    fn hand_over(&self, row: &mut Row, next: PagerProcess) {
         self.means.ledger.write_pager(next.id().clone());
-        let (next_pid, words) = (next.id().pid, &end.words);
-        pager::note(
-            &self.means.dir,
-            &format!("the page server ended ({words}); process {next_pid} {does}"),
-        );
         row.now = Some(next);
+    }
+
+    fn note(&self, end: &Epitaph, next: &str) {
+        let line = format!("the page server ended ({}); {next}", end.words);
+        pager::note(&self.means.dir, &line);
     }
 
     fn successor(&self) -> Result<PagerProcess, String> {

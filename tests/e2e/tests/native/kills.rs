@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{counter, pattern};
+use crate::dice::Dice;
 use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_KILLS` says otherwise.
@@ -436,7 +437,7 @@ fn random_moments(rekindle: &Rekindle) -> anyhow::Result<()> {
         survives(rekindle, &mut verb, victim).with_context(|| {
             format!(
                 "kill {n}: {victim} after {delay:?}, boots: {boots}, REKINDLE_SEED={}",
-                dice.seed
+                dice.seed()
             )
         })?;
     }
@@ -480,33 +481,4 @@ fn survives(rekindle: &Rekindle, verb: &mut Child, victim: Victim) -> anyhow::Re
     })?;
     ensure!(!rekindle.vm("k").exists(), "its directory is left");
     Ok(())
-}
-
-/// Numbers that look random, from a seed that is told when a story fails.
-struct Dice {
-    seed: u64,
-    state: u64,
-}
-
-impl Dice {
-    fn new() -> Dice {
-        let given = env::var("REKINDLE_SEED").ok();
-        let now = std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(1, |time| u64::from(time.subsec_nanos()));
-        let seed = given.and_then(|text| text.parse().ok()).unwrap_or(now);
-        Dice {
-            seed,
-            state: seed | 1,
-        }
-    }
-
-    /// One of `0..end`.
-    fn up_to(&mut self, end: usize) -> usize {
-        // Xorshift: the high bits are good enough to choose a victim.
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        usize::try_from(self.state >> 33).unwrap_or(0) % end
-    }
 }

@@ -3,6 +3,7 @@
 mod adopt;
 mod bare;
 mod damage;
+mod dice;
 mod ends;
 mod foreign;
 mod host;
@@ -11,6 +12,7 @@ mod kills;
 mod library;
 mod life;
 mod memory;
+mod takeover;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         life::stories(),
         ends::stories(),
         kills::stories(),
+        takeover::stories(),
         input::stories(),
         damage::stories(),
         host::stories(),
