@@ -244,7 +244,10 @@ impl Owner {
             Err(e) => {
                 let refused = matches!(
                     e,
-                    CaptureError::Refused(_) | CaptureError::NotTracked | CaptureError::NoBase
+                    CaptureError::Refused(_)
+                        | CaptureError::NotTracked
+                        | CaptureError::NoBase
+                        | CaptureError::Balloon
                 );
                 let text = format!("{:#}", anyhow::Error::from(e));
                 let _ = answer.send(if refused {

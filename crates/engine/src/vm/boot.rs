@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
-    BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface, Vsock as VsockBody,
+    Balloon as BalloonBody, BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface,
+    Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
 use tokio::sync::oneshot;
@@ -25,6 +26,9 @@ use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
 use crate::host::{self, HostError};
 use crate::{Engine, TapError, taps};
+
+/// How often a balloon asks the guest how much memory it has left, in seconds. It cannot be switched on later.
+const BALLOON_STATS_S: u16 = 5;
 
 /// Why a VM did not boot. Everything that was made for it is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -262,6 +266,12 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
         client
             .put_vsock(&VsockBody::new(vsock.guest_cid, VSOCK_SOCKET))
             .await?;
+    }
+    if let Some(mib) = machine.balloon.and_then(|balloon| balloon.amount_mib) {
+        let body = BalloonBody::new(mib)
+            .deflate_on_oom(true)
+            .stats_polling_interval_s(BALLOON_STATS_S);
+        client.put_balloon(&body).await?;
     }
     Ok(())
 }
