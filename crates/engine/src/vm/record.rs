@@ -282,3 +282,46 @@ pub(crate) fn fresh_id() -> String {
 struct Versioned {
     version: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::boot::new_record;
+    use rekindle_store::Root;
+
+    fn process(pid: u32) -> ProcessId {
+        ProcessId {
+            pid,
+            start_time: 1,
+            boot_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn neither_of_two_writers_undoes_what_the_other_wrote() {
+        let place = tempfile::tempdir().unwrap();
+        let root = Root::open(place.path()).unwrap();
+        let dir = VmDir::create(&root, &"v".parse().unwrap()).unwrap();
+        let origin = Origin::Boot {
+            kernel: "k".into(),
+            initrd: None,
+            boot_args: None,
+        };
+        let mut owned = new_record(&"v".parse().unwrap(), origin, Machine::default());
+        owned.pager = Some(process(1));
+        let ledger = Ledger::new(&dir, &owned);
+
+        ledger.write_pager(process(2));
+        assert_eq!(Record::read(&dir).unwrap().pager, Some(process(2)));
+        owned.state = State::Running;
+        ledger.write(&mut owned).unwrap();
+        assert_eq!(owned.pager, Some(process(2)));
+        ledger.write_pager(process(3));
+        let read = Record::read(&dir).unwrap();
+        assert_eq!((read.state, read.pager), (State::Running, Some(process(3))));
+
+        ledger.note_pager(None);
+        ledger.write(&mut owned).unwrap();
+        assert_eq!(Record::read(&dir).unwrap().pager, None);
+    }
+}

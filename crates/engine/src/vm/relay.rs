@@ -79,6 +79,8 @@ struct Row {
     deaths: VecDeque<Instant>,
     /// How the one ended that served last, while its successor has not taken over yet.
     before: Option<String>,
+    /// Whether the one that is to serve was killed because it never began.
+    late: bool,
     open: bool,
 }
 
@@ -99,6 +101,7 @@ impl Relay {
                 now: pager,
                 deaths: VecDeque::new(),
                 before: None,
+                late: false,
                 open: true,
             }),
         });
@@ -176,6 +179,7 @@ impl Shared {
         }
         // Before the handshake there is nothing to take over, and it may wait for it as long as it has to.
         if pager::has_state(&self.means.dir) && !self.has_taken_over(&process) {
+            self.row().late = true;
             let _ = pidfd.kill();
         }
         ended.await;
@@ -230,6 +234,11 @@ impl Shared {
             Some(before) if !had_it => format!("{before}; its successor: {}", end.words),
             _ => end.words.clone(),
         };
+        if !had_it && row.late {
+            let patience = PATIENCE.as_secs();
+            let words = format!("{words}; it had not taken over after {patience} s");
+            return Err(Verdict::GaveUp(words));
+        }
         if !had_it && end.gave_up {
             return Err(Verdict::GaveUp(words));
         }
@@ -339,4 +348,39 @@ fn told_in_full(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_deaths_are_borne_and_many_are_not() {
+        let mut row = Row {
+            now: None,
+            deaths: VecDeque::new(),
+            before: None,
+            late: false,
+            open: true,
+        };
+        let Some(long_ago) = Instant::now().checked_sub(WINDOW) else {
+            return;
+        };
+        row.deaths.extend([long_ago; 20]);
+        for _ in 0..MAX_DEATHS {
+            assert_eq!(row.count_death(), Ok(()));
+        }
+        let often = row.count_death().unwrap_err();
+        assert_eq!(often, "it is the 6th to end within 10 s");
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let error = take_descriptor(0).unwrap_err();
+        let told = told_in_full(&error);
+        assert!(
+            told.starts_with("cannot open the VM, process 0: "),
+            "{told}"
+        );
+    }
 }
