@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the figures of `docs/benchmarks.md`, measured here.
 //!
 //! ```text
-//! release build ─> bare-metal guest ─> boot ─> snapshot ─> rekindle bench restore
+//! release build ─> bare-metal guest ─> boot ─> snapshot ─> rekindle bench restore, takeover
 //! ```
 //!
 //! The guest is a bare-metal one, so that it runs on any KVM, paravirtual ones included.
@@ -68,8 +68,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         bench.push("--json");
     }
     let measured = place.command(&bench).status()?;
+    let mut bench = vec!["bench", "takeover", NAME];
+    if arguments.json {
+        bench.push("--json");
+    }
+    let taken_over = place.command(&bench).status()?;
     place.must(&["snapshot", "rm", NAME])?;
-    ensure!(measured.success(), "the bench failed");
+    ensure!(
+        measured.success() && taken_over.success(),
+        "the bench failed"
+    );
     Ok(ExitCode::SUCCESS)
 }
 

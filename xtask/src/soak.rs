@@ -12,6 +12,9 @@ pub(crate) struct Arguments {
     /// How many kills at random moments; 0 for none
     #[arg(long, default_value_t = 500)]
     kills: u32,
+    /// How many kills of page servers at random moments, while the guest reads its memory
+    #[arg(long, default_value_t = 300)]
+    takeovers: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -46,6 +49,7 @@ fn kills(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>>
     let assets = assets::open(workspace)?;
     let mut environment = test::environment(workspace, &assets)?;
     environment.push(("REKINDLE_KILLS".into(), arguments.kills.to_string()));
+    environment.push(("REKINDLE_TAKEOVERS".into(), arguments.takeovers.to_string()));
     if let Some(seed) = arguments.seed {
         environment.push(("REKINDLE_SEED".into(), seed.to_string()));
     }

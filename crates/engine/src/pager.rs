@@ -1,18 +1,20 @@
 //! The page server's process, as a VM's owner sees it.
 //!
 //! The owner binds the socket and hands it over as standard input, so Firecracker can connect before the page
-//! server has started: the two start side by side. Whoever waits for Firecracker meanwhile also watches
-//! this process, since a page server that dies unseen leaves the guest waiting for ever.
+//! server has started: the two start side by side. A successor gets the userfaultfd itself that way, which its
+//! owner took from Firecracker, and so needs no right of its own. That somebody watches this process, since one that dies
+//! unseen leaves the guest waiting for ever, is the matter of `vm::relay`.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use rekindle_firecracker::{IdentifyError, Pidfd, ProcessId};
 use rustix::fs::{Mode, OFlags};
@@ -22,6 +24,10 @@ use crate::vm::dir::{PAGER_LOG, PAGER_SOCKET, PAGER_STATE, PAGER_STATS, VmDir};
 
 /// How many lines of the page server's errors are told when it dies.
 const LAST_WORDS: usize = 4;
+/// How much of them is looked at, in bytes.
+const LONGEST_WORDS: u64 = 64 << 10;
+/// The exit status of a program of ours that has said why it cannot go on. A panic has another.
+const FAILED: i32 = 1;
 
 /// Why the page server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +45,15 @@ pub enum PagerError {
     #[error("no room for the page server's state in {path}")]
     Room {
         /// The VM's directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What an earlier one left cannot be removed.
+    #[error("cannot remove {path}, which an earlier page server left")]
+    Leftover {
+        /// The file.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -79,12 +94,23 @@ impl Hints<'_> {
     }
 }
 
-/// A running page server.
+/// A page server.
 #[derive(Debug)]
 pub(crate) struct PagerProcess {
     id: ProcessId,
-    pidfd: Pidfd,
+    pidfd: Arc<Pidfd>,
     child: Option<Child>,
+    /// How much others had said in the log before.
+    log_from: u64,
+}
+
+/// How a page server ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Epitaph {
+    /// In words: its exit status, and what it said last.
+    pub(crate) words: String,
+    /// Whether it ended on its own account, with a reason, and so would again.
+    pub(crate) gave_up: bool,
 }
 
 impl PagerProcess {
@@ -97,50 +123,43 @@ impl PagerProcess {
         hints: Hints<'_>,
     ) -> Result<PagerProcess, PagerError> {
         check_room(dir)?;
+        clear(dir)?;
         let listener = bind(dir)?;
-        let spawn = |source| PagerError::Spawn {
-            program: program.into(),
-            source,
-        };
-        let log = log_file(dir).map_err(spawn)?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("pager")
             .args(["--socket", PAGER_SOCKET, "--inherited"])
             .arg("--snapshot")
             .arg(snapshot)
-            .args(["--stats", PAGER_STATS, "--state", PAGER_STATE])
-            .args(["--id", vm_id])
-            .args(hints.args())
-            .current_dir(dir.path())
-            .process_group(0)
-            .stdin(Stdio::from(OwnedFd::from(listener)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log))
-            .spawn()
-            .map_err(spawn)?;
-        let held = ProcessId::of(child.id()).and_then(|id| Ok((id.open_pidfd()?, id)));
-        match held {
-            Ok((pidfd, id)) => Ok(PagerProcess {
-                id,
-                pidfd,
-                child: Some(child),
-            }),
-            Err(source) => {
-                // It would wait for a Firecracker that never comes.
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(PagerError::Gone { source })
-            }
-        }
+            .args(["--stats", PAGER_STATS])
+            .args(hints.args());
+        spawn(command, dir, vm_id, listener.into())
+    }
+
+    /// Starts one that goes on where another one died, with the userfaultfd of the VM's process.
+    pub(crate) fn succeed(
+        program: &Path,
+        dir: &VmDir,
+        vm_id: &str,
+        vm: &ProcessId,
+        userfaultfd: OwnedFd,
+    ) -> Result<PagerProcess, PagerError> {
+        let mut command = Command::new(program);
+        command
+            .arg("pager")
+            .args(["--adopt", &vm.pid.to_string(), "--inherited"]);
+        spawn(command, dir, vm_id, userfaultfd)
     }
 
     /// Watches one that another process started.
-    pub(crate) fn adopt(id: ProcessId) -> Result<PagerProcess, IdentifyError> {
-        let pidfd = id.open_pidfd()?;
+    pub(crate) fn adopt(dir: &VmDir, id: ProcessId) -> Result<PagerProcess, IdentifyError> {
+        let pidfd = Arc::new(id.open_pidfd()?);
+        let log = std::fs::metadata(dir.file(PAGER_LOG));
         Ok(PagerProcess {
             id,
             pidfd,
             child: None,
+            log_from: log.map_or(0, |log| log.len()),
         })
     }
 
@@ -148,50 +167,121 @@ impl PagerProcess {
         &self.id
     }
 
-    /// Waits until it has ended. May be dropped and called again.
-    pub(crate) async fn exited(&self) {
-        // A pidfd that cannot be watched is taken for a death: the guest must not wait for it.
-        let _ = self.pidfd.exited().await;
+    /// The hold on it.
+    pub(crate) fn pidfd(&self) -> Arc<Pidfd> {
+        self.pidfd.clone()
     }
 
-    /// Ends it. Only after Firecracker has ended.
+    /// Ends it.
     pub(crate) fn kill(&self) {
         let _ = self.pidfd.kill();
     }
 
-    /// Whether it has ended with a failure, as far as this process can know: it is its parent.
-    pub(crate) fn has_failed(&mut self) -> bool {
-        let status = self.child.as_mut().and_then(|child| child.wait().ok());
-        status.is_some_and(|status| status.code().is_some_and(|code| code != 0))
-    }
-
     /// How it ended, once it has: its exit status where this process is its parent, and its last words.
-    pub(crate) fn epitaph(&mut self, dir: &VmDir) -> String {
+    pub(crate) fn epitaph(&mut self, dir: &VmDir) -> Epitaph {
         let status = self.child.as_mut().and_then(|child| child.wait().ok());
-        let status = status.map_or_else(|| "exit status unknown".to_owned(), |s| s.to_string());
-        let log = std::fs::read_to_string(dir.file(PAGER_LOG)).unwrap_or_default();
+        let log = said_since(dir, self.log_from);
         let words: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = &words[words.len().saturating_sub(LAST_WORDS)..];
-        if last.is_empty() {
-            status
-        } else {
-            format!("{status}; {}", last.join("; "))
+        let mut words = status.map_or_else(|| "exit status unknown".to_owned(), |s| s.to_string());
+        if !last.is_empty() {
+            words = format!("{words}; {}", last.join("; "));
+        }
+        Epitaph {
+            words,
+            gave_up: status.and_then(|status: ExitStatus| status.code()) == Some(FAILED),
         }
     }
 
-    /// Why it killed the VM, from its stats file, if it did.
-    pub(crate) fn kill_reason(&self, dir: &VmDir) -> Option<String> {
-        let text = std::fs::read(dir.file(PAGER_STATS)).ok()?;
-        let stats: Left = serde_json::from_slice(&text).ok()?;
-        (stats.ended.how == "vm_killed").then(|| stats.ended.reason.to_string())
-    }
-
-    /// Collects its exit status if it has ended, so that no zombie stays.
+    /// Collects its exit status once it has ended, so that no zombie stays.
     pub(crate) fn reap(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.wait();
         }
     }
+}
+
+/// Why the page server of a VM killed it, from its stats file, if it did.
+pub(crate) fn kill_reason(dir: &VmDir) -> Option<String> {
+    let text = std::fs::read(dir.file(PAGER_STATS)).ok()?;
+    let stats: Left = serde_json::from_slice(&text).ok()?;
+    (stats.ended.how == "vm_killed").then(|| stats.ended.reason.to_string())
+}
+
+/// Whether a page server of this VM has had its handshake: from then on another one can take its place.
+pub(crate) fn has_state(dir: &VmDir) -> bool {
+    dir.file(PAGER_STATE).exists()
+}
+
+/// Writes a line into the page servers' log. A log that cannot be written stops nothing.
+pub(crate) fn note(dir: &VmDir, line: &str) {
+    let _ = log_file(dir).and_then(|mut log| log.write_all(format!("{line}\n").as_bytes()));
+}
+
+/// Removes what page servers of an earlier start left: a state that is there is a handshake that was had.
+fn clear(dir: &VmDir) -> Result<(), PagerError> {
+    for name in [PAGER_STATE, PAGER_STATS] {
+        let path = dir.file(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(PagerError::Leftover { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn spawn(
+    mut command: Command,
+    dir: &VmDir,
+    vm_id: &str,
+    stdin: OwnedFd,
+) -> Result<PagerProcess, PagerError> {
+    let program = PathBuf::from(command.get_program());
+    let spawn = |source| PagerError::Spawn {
+        program: program.clone(),
+        source,
+    };
+    let log = log_file(dir).map_err(spawn)?;
+    let log_from = log.metadata().map_err(spawn)?.len();
+    let mut child = command
+        .args(["--state", PAGER_STATE, "--supervised", "--id", vm_id])
+        .current_dir(dir.path())
+        .process_group(0)
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log))
+        .spawn()
+        .map_err(spawn)?;
+    let held = ProcessId::of(child.id()).and_then(|id| Ok((id.open_pidfd()?, id)));
+    match held {
+        Ok((pidfd, id)) => Ok(PagerProcess {
+            id,
+            pidfd: Arc::new(pidfd),
+            child: Some(child),
+            log_from,
+        }),
+        Err(source) => {
+            // It would wait for a Firecracker that never comes.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(PagerError::Gone { source })
+        }
+    }
+}
+
+fn said_since(dir: &VmDir, from: u64) -> String {
+    let mut said = Vec::new();
+    let read = File::open(dir.file(PAGER_LOG)).and_then(|mut log| {
+        let end = log.metadata()?.len();
+        log.seek(SeekFrom::Start(from.max(end.saturating_sub(LONGEST_WORDS))))?;
+        log.take(LONGEST_WORDS).read_to_end(&mut said)
+    });
+    read.map_or_else(
+        |_| String::new(),
+        |_| String::from_utf8_lossy(&said).into_owned(),
+    )
 }
 
 /// The part of the page server's stats that tells why it ended.

@@ -11,7 +11,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("rekindle-pager", &["rekindle-store"]),
     (
         "rekindle-engine",
-        &["rekindle-firecracker", "rekindle-store"],
+        &["rekindle-firecracker", "rekindle-pager", "rekindle-store"],
     ),
     (
         "rekindle",

@@ -161,8 +161,17 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is too long"))
 }
 
+/// This program, or the newer one that took its place. Of one that was removed the kernel still has the file.
 fn this_program() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program")
+    let program = std::env::current_exe().context("cannot find this program")?;
+    if program.exists() {
+        return Ok(program);
+    }
+    let named = program
+        .to_str()
+        .and_then(|name| name.strip_suffix(" (deleted)"));
+    let newer = named.map(PathBuf::from).filter(|newer| newer.exists());
+    Ok(newer.unwrap_or_else(|| PathBuf::from("/proc/self/exe")))
 }
 
 /// Runs a future on a runtime of one thread.

@@ -61,6 +61,9 @@ pub(crate) struct Run {
     /// A vsock device with this guest CID; its socket is v.sock in the VM's directory
     #[arg(long, value_name = "CID")]
     vsock: Option<u32>,
+    /// A balloon that holds this much of the memory at the start; `rekindle api` changes it later
+    #[arg(long, value_name = "MIB")]
+    balloon: Option<u32>,
     /// Track dirty pages, which diff snapshots need
     #[arg(long)]
     track_dirty_pages: bool,
@@ -163,6 +166,9 @@ impl Run {
         }
         if let Some(cid) = self.vsock {
             config = config.vsock(cid);
+        }
+        if let Some(mib) = self.balloon {
+            config = config.balloon(mib);
         }
         if self.track_dirty_pages {
             config = config.track_dirty_pages();

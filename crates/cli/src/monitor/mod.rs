@@ -55,7 +55,7 @@ pub(crate) async fn run(
             return Err(e);
         }
     };
-    progress.up(vm.record());
+    progress.up(&vm.record());
     let ended = Owner::new(vm).run(served.requests).await;
     served.server.finish().await;
     let _ = std::fs::remove_file(dir.file(CONTROL_SOCKET));
@@ -191,7 +191,7 @@ impl Owner {
                 self.published(done);
             }
         }
-        self.vm.record().clone()
+        self.vm.record()
     }
 
     async fn answer(&mut self, request: Request) {
@@ -244,7 +244,10 @@ impl Owner {
             Err(e) => {
                 let refused = matches!(
                     e,
-                    CaptureError::Refused(_) | CaptureError::NotTracked | CaptureError::NoBase
+                    CaptureError::Refused(_)
+                        | CaptureError::NotTracked
+                        | CaptureError::NoBase
+                        | CaptureError::Balloon
                 );
                 let text = format!("{:#}", anyhow::Error::from(e));
                 let _ = answer.send(if refused {

@@ -10,11 +10,12 @@ use super::console::Console;
 use super::crew::{Crew, OnDrop};
 use super::dir::{API_SOCKET, DISKS, DirError, MERGED_MEMORY, VmDir};
 use super::launch::{self, API_PATIENCE, StartError};
-use super::record::{Capturing, Origin, Purpose, Record, RecordError};
+use super::record::{Capturing, Ledger, Origin, Purpose, Record, RecordError};
+use super::relay::{Means, Relay};
 use super::state::{State, Why};
-use super::{Vm, VmError};
+use super::{Parts, Vm, VmError};
 use crate::Engine;
-use crate::pager::PagerProcess;
+use crate::pager::{PagerProcess, has_state};
 use rekindle_store::Lease;
 use rekindle_store::collect::{Mode, collect};
 
@@ -78,37 +79,58 @@ pub async fn adopt(engine: &Engine, dir: VmDir) -> Result<Adopted, AdoptError> {
             claim.on_drop(claim::OnDrop::Remove);
             Ok(Adopted::Unfinished(claim))
         }
-        State::Running | State::Paused => match crew_of(claim.dir(), &record).await? {
-            Some(crew) => Ok(Adopted::Alive(Box::new(
-                take_up(engine, claim, record, crew).await?,
-            ))),
-            None => {
-                let what = missing(&record);
-                end_leftovers(&record).await;
-                launch::remove_sockets(claim.dir());
-                record.state = State::Failed(Why::Vanished { what });
-                record.ended = Some(jiff::Timestamp::now());
-                record.firecracker = None;
-                record.pager = None;
-                record.write(claim.dir())?;
-                Ok(Adopted::Over(Box::new(record)))
+        State::Running | State::Paused => {
+            let ledger = Ledger::new(claim.dir(), &record);
+            match crew_of(engine, claim.dir(), &record, &ledger).await? {
+                Some(crew) => take_up(engine, claim, record, ledger, crew).await,
+                None => {
+                    let what = missing(&record);
+                    end_leftovers(&record).await;
+                    launch::remove_sockets(claim.dir());
+                    record.state = State::Failed(Why::Vanished { what });
+                    record.ended = Some(jiff::Timestamp::now());
+                    record.firecracker = None;
+                    record.pager = None;
+                    record.write(claim.dir())?;
+                    Ok(Adopted::Over(Box::new(record)))
+                }
             }
-        },
+        }
     }
 }
 
-/// The processes that the record names, if all that the guest needs are there.
-async fn crew_of(dir: &VmDir, record: &Record) -> Result<Option<Crew>, AdoptError> {
+/// The processes that the record names, if all that the guest needs are there. A page server that is dead is replaced.
+async fn crew_of(
+    engine: &Engine,
+    dir: &VmDir,
+    record: &Record,
+    ledger: &Ledger,
+) -> Result<Option<Crew>, AdoptError> {
     let Some(id) = record.firecracker.clone().filter(ProcessId::is_alive) else {
         return Ok(None);
     };
-    let pager = match &record.pager {
+    let pager = match record.pager.clone() {
         None => None,
-        Some(id) if !id.is_alive() => return Ok(None),
-        Some(id) => Some(PagerProcess::adopt(id.clone()).map_err(AdoptError::Watch)?),
+        Some(id) if id.is_alive() => Some(PagerProcess::adopt(dir, id).ok()),
+        Some(_) if !has_state(dir) => return Ok(None),
+        Some(_) => Some(None),
     };
-    let firecracker =
-        Process::adopt(id, dir.file(API_SOCKET)).map_err(|e| AdoptError::Watch(e.source))?;
+    let firecracker = Process::adopt(id.clone(), dir.file(API_SOCKET))
+        .map_err(|e| AdoptError::Watch(e.source))?;
+    let relay = match pager {
+        None => None,
+        Some(pager) => {
+            let pidfd = firecracker.pidfd().try_clone();
+            let pidfd = pidfd.map_err(StartError::Watch)?;
+            let means = Means {
+                program: engine.programs().rekindle.clone(),
+                dir: dir.clone(),
+                vm_id: record.id.clone(),
+                ledger: ledger.clone(),
+            };
+            Some(Relay::start(means, id, pidfd, pager))
+        }
+    };
     let client = match firecracker.ready(API_PATIENCE).await {
         Ok(client) => client,
         Err(ReadyError::Died { .. }) => return Ok(None),
@@ -119,7 +141,7 @@ async fn crew_of(dir: &VmDir, record: &Record) -> Result<Option<Crew>, AdoptErro
         dir.clone(),
         firecracker,
         client,
-        pager,
+        relay,
         OnDrop::LiveOn,
     )))
 }
@@ -128,13 +150,33 @@ async fn take_up(
     engine: &Engine,
     claim: Claim,
     record: Record,
+    ledger: Ledger,
     crew: Crew,
-) -> Result<Vm, AdoptError> {
-    let console = Console::open(claim.dir()).map_err(StartError::from)?;
-    let leases = leases(engine, &record);
-    let mut vm = Vm::assembled(engine.clone(), claim, record, crew, console, leases);
+) -> Result<Adopted, AdoptError> {
+    let mut vm = Vm::assembled(Parts {
+        engine: engine.clone(),
+        console: Console::open(claim.dir()).map_err(StartError::from)?,
+        leases: leases(engine, &record),
+        claim,
+        record,
+        ledger,
+        crew,
+    });
     vm.live_on();
-    let seen = match ask_state(&mut vm).await? {
+    match set_right(&mut vm).await {
+        // Whatever it died of, it is written down by now.
+        Err(_) if vm.state().is_over() => return Ok(Adopted::Over(Box::new(vm.record()))),
+        set => set?,
+    }
+    let root = engine.root().clone();
+    // Drafts whose builders are dead, as the last owner of this VM may be. Not waited for, and tried again by `gc`.
+    tokio::task::spawn_blocking(move || collect(&root, Mode::Reclaim));
+    Ok(Adopted::Alive(Box::new(vm)))
+}
+
+/// Brings a VM, and its record, into the state that it should be in.
+async fn set_right(vm: &mut Vm) -> Result<(), VmError> {
+    let seen = match ask_state(vm).await? {
         InstanceState::Paused => State::Paused,
         _ => State::Running,
     };
@@ -145,11 +187,8 @@ async fn take_up(
         vm.record.state = State::Running;
     }
     // A record that cannot be written, on a full disk, is no reason to give up a guest that runs.
-    let _ = vm.record.write(vm.claim.dir());
-    let root = engine.root().clone();
-    // Drafts whose builders are dead, as the last owner of this VM may be. Not waited for, and tried again by `gc`.
-    tokio::task::spawn_blocking(move || collect(&root, Mode::Reclaim));
-    Ok(vm)
+    let _ = vm.write_record();
+    Ok(())
 }
 
 /// Holds the snapshots that the VM runs from. One that was removed while nobody held it is in use all the same, and no

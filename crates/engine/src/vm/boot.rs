@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
-    BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface, Vsock as VsockBody,
+    Balloon as BalloonBody, BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface,
+    Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
 use tokio::sync::oneshot;
@@ -19,12 +20,15 @@ use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
 use super::launch::StartError;
-use super::record::{Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
+use super::record::{Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
 use super::state::State;
-use super::{Vm, micros};
+use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
 use crate::host::{self, HostError};
 use crate::{Engine, TapError, taps};
+
+/// How often a balloon asks the guest how much memory it has left, in seconds. It cannot be switched on later.
+const BALLOON_STATS_S: u16 = 5;
 
 /// Why a VM did not boot. Everything that was made for it is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -136,15 +140,17 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     record.state = State::Running;
     record.started = Some(Timestamp::now());
     record.timings.total_us = Some(micros(begun));
-    record.write(claim.dir())?;
-    Ok(Vm::assembled(
-        engine.clone(),
+    let ledger = Ledger::new(claim.dir(), &record);
+    ledger.write(&mut record)?;
+    Ok(Vm::assembled(Parts {
+        engine: engine.clone(),
         claim,
         record,
+        ledger,
         crew,
         console,
-        Vec::new(),
-    ))
+        leases: Vec::new(),
+    }))
 }
 
 pub(crate) fn new_record(
@@ -261,13 +267,19 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
             .put_vsock(&VsockBody::new(vsock.guest_cid, VSOCK_SOCKET))
             .await?;
     }
+    if let Some(mib) = machine.balloon.and_then(|balloon| balloon.amount_mib) {
+        let body = BalloonBody::new(mib)
+            .deflate_on_oom(true)
+            .stats_polling_interval_s(BALLOON_STATS_S);
+        client.put_balloon(&body).await?;
+    }
     Ok(())
 }
 
 async fn died(lost: Lost, console: &mut Console) -> BootError {
     console.finish().await;
     let exit = match lost {
-        Lost::Firecracker { exit, .. } | Lost::Pager { exit } => exit,
+        Lost::Firecracker { exit, .. } | Lost::Pager { exit } | Lost::NeverServed { exit } => exit,
     };
     BootError::Died {
         exit,

@@ -90,6 +90,15 @@ impl BootConfig {
         self
     }
 
+    /// Adds a balloon that holds this much of the memory at the start, in MiB; 0 for none of it. It gives way when the
+    /// guest runs out of memory. Its size is changed through Firecracker's own API.
+    pub fn balloon(mut self, amount_mib: u32) -> Self {
+        self.machine.balloon = Some(Balloon {
+            amount_mib: Some(amount_mib),
+        });
+        self
+    }
+
     /// Ends the VM this long after its start.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -113,6 +122,9 @@ pub struct Machine {
     pub nics: Vec<Nic>,
     /// The vsock device.
     pub vsock: Option<Vsock>,
+    /// The balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
 }
 
 impl Default for Machine {
@@ -124,6 +136,7 @@ impl Default for Machine {
             drives: Vec::new(),
             nics: Vec::new(),
             vsock: None,
+            balloon: None,
         }
     }
 }
@@ -218,6 +231,14 @@ pub struct Vsock {
     pub guest_cid: u32,
 }
 
+/// A balloon: memory that the guest gives back while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// How much it is told to hold at the start, in MiB. Absent in a copy: its snapshot's state says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount_mib: Option<u32>,
+}
+
 /// How a restored guest's memory comes in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -277,6 +298,14 @@ pub enum ConfigError {
     /// Two drives want to be the root device.
     #[error("more than one root drive: {0:?} is the second")]
     SecondRoot(String),
+    /// The balloon would hold more than there is.
+    #[error("a balloon of {mib} MiB: the guest has {memory_mib} MiB of memory")]
+    Balloon {
+        /// What it was to hold.
+        mib: u32,
+        /// What the guest has.
+        memory_mib: u32,
+    },
     /// A CID that is reserved.
     #[error("the vsock CID {0}: 0 to 2 are reserved, 3 and above are for guests")]
     Cid(u32),
@@ -318,6 +347,14 @@ impl Machine {
             return Err(ConfigError::Memory {
                 mib: self.memory_mib,
                 most: host_memory_mib,
+            });
+        }
+        if let Some(mib) = self.balloon.and_then(|balloon| balloon.amount_mib)
+            && mib > self.memory_mib
+        {
+            return Err(ConfigError::Balloon {
+                mib,
+                memory_mib: self.memory_mib,
             });
         }
         let mut seen = Vec::new();
@@ -426,6 +463,22 @@ mod tests {
         };
         let text = m.check(1024).unwrap_err().to_string();
         assert_eq!(text, "the disk /nonexistent/disk cannot be used");
+    }
+
+    #[test]
+    fn a_balloon_that_is_larger_than_the_memory_is_refused() {
+        let balloon = |mib| Machine {
+            balloon: Some(Balloon {
+                amount_mib: Some(mib),
+            }),
+            ..machine()
+        };
+        assert!(balloon(256).check(1024).is_ok());
+        let text = balloon(257).check(1024).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "a balloon of 257 MiB: the guest has 256 MiB of memory"
+        );
     }
 
     #[test]

@@ -3,35 +3,46 @@
 //! ```text
 //!   firecracker ──── faults ───▶ pager (UFFD restores only)
 //!        │                         │
-//!        └────── watched by pidfd ─┘      pager dead: firecracker is killed, or the guest hangs for ever
+//!   watched by pidfd          attended by the relay: a dead one is replaced; if nobody can take over,
+//!   here                      firecracker is killed, or the guest would wait for ever
 //! ```
+//!
+//! So the one death that is waited for here is Firecracker's, and what the relay says of it tells whose it was.
 
 use std::path::Path;
 use std::time::Duration;
 
-use rekindle_firecracker::Client;
-use rekindle_firecracker::{Exit, Process, ProcessId};
+use rekindle_firecracker::{Client, Exit, Process, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::dir::VmDir;
 use super::launch::{self, API_PATIENCE, StartError};
 use super::reaped::exit_of;
+use super::relay::{Means, Relay, Verdict};
 use super::state::Why;
-use crate::pager::PagerProcess;
+use crate::pager::{PagerProcess, has_state, kill_reason};
 
-/// How long a process whose connection broke, or whose page server ended, may take to be seen dead itself.
+/// How long a process whose connection broke may take to be seen dead itself.
 const DEATH_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a page server without a VM may take to be seen dead. It may as well wait for one that never comes.
+const IDLE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a process that got SIGKILL may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// SIGKILL.
+const KILLED: i32 = 9;
 
 /// The VM lost a process that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// Firecracker ended by itself, with this in words.
     Firecracker { exit: String, clean: bool },
-    /// The page server ended; Firecracker was killed for it.
+    /// The page server ended, and none took its place; Firecracker was killed for it.
     Pager { exit: String },
+    /// The page server ended before it had the VM: nothing has run yet. Firecracker was killed for it.
+    NeverServed { exit: String },
 }
 
 /// The processes. Dropped while armed, it kills them and waits until they are gone.
@@ -39,7 +50,7 @@ pub(crate) enum Lost {
 pub(crate) struct Crew {
     pub(crate) firecracker: Process,
     pub(crate) client: Client,
-    pub(crate) pager: Option<PagerProcess>,
+    relay: Option<Relay>,
     dir: VmDir,
     on_drop: OnDrop,
 }
@@ -58,13 +69,13 @@ impl Crew {
         dir: VmDir,
         firecracker: Process,
         client: Client,
-        pager: Option<PagerProcess>,
+        relay: Option<Relay>,
         on_drop: OnDrop,
     ) -> Crew {
         Crew {
             firecracker,
             client,
-            pager,
+            relay,
             dir,
             on_drop,
         }
@@ -74,13 +85,13 @@ impl Crew {
         self.on_drop = on_drop;
     }
 
-    /// Waits until a process that the VM needs is gone, and says which, and how.
+    /// Waits until the VM is gone, and says for whose death, and how it came.
     pub(crate) async fn lost(&mut self) -> Lost {
         self.first_death().await;
         self.conclude().await
     }
 
-    /// Runs a call, unless a process is lost meanwhile: a lost page server leaves a call unanswered for ever.
+    /// Runs a call, unless the VM is lost meanwhile. A page server that is replaced only delays the answer.
     pub(crate) async fn guard<T, E>(
         &mut self,
         call: impl AsyncFnOnce(&Client) -> Result<T, E>,
@@ -95,7 +106,13 @@ impl Crew {
             // A call that broke because the process died is told as the death that it is. The connection
             // breaks a moment before the process is gone.
             Some(Err(refusal)) => {
-                match tokio::time::timeout(DEATH_PATIENCE, self.first_death()).await {
+                let is_lost = self.relay.as_ref().is_some_and(Relay::is_lost);
+                let patience = if is_lost {
+                    KILL_PATIENCE
+                } else {
+                    DEATH_PATIENCE
+                };
+                match tokio::time::timeout(patience, self.first_death()).await {
                     Ok(()) => Err(self.conclude().await),
                     Err(_) => Ok(Err(refusal)),
                 }
@@ -104,77 +121,58 @@ impl Crew {
         }
     }
 
-    /// Completes when a process that the VM needs is gone. May be dropped and called again.
+    /// Completes when the VM is gone. May be dropped and called again.
     pub(crate) async fn first_death(&self) {
-        let firecracker = self.firecracker.wait();
-        match &self.pager {
-            None => drop(firecracker.await),
-            Some(pager) => tokio::select! {
-                _ = firecracker => {}
-                () = pager.exited() => {}
-            },
-        }
-    }
-
-    /// Says whose death it was, and ends the guest if it was the page server's.
-    async fn conclude(&mut self) -> Lost {
-        // The page server ends by itself when Firecracker does, and may be seen to end first.
-        if let Ok(Ok(exit)) = tokio::time::timeout(DEATH_PATIENCE, self.firecracker.wait()).await {
-            // The page server kills a guest that it cannot serve rightly, and says why.
-            if let Some(reason) = self.killed_by_pager().await {
-                return Lost::Pager { exit: reason };
-            }
-            let exit = match exit {
-                Exit::Unknown => exit_of(&self.dir, self.firecracker.id().pid).await,
-                known => known,
-            };
-            return Lost::Firecracker {
-                clean: exit.is_success(),
-                exit: exit.to_string(),
-            };
-        }
-        let _ = self.firecracker.kill();
         let _ = self.firecracker.wait().await;
-        let exit = self
-            .pager
-            .as_mut()
-            .map_or_else(String::new, |pager| pager.epitaph(&self.dir));
-        Lost::Pager { exit }
     }
 
-    async fn killed_by_pager(&mut self) -> Option<String> {
-        let pager = self.pager.as_mut()?;
-        tokio::time::timeout(KILL_PATIENCE, pager.exited())
-            .await
-            .ok()?;
-        pager.reap();
-        // One that gave up before it had the VM left no stats, but words.
-        let reason = pager.kill_reason(&self.dir);
-        if reason.is_none() && pager.has_failed() {
-            return Some(pager.epitaph(&self.dir));
+    /// Says whose death it was.
+    async fn conclude(&mut self) -> Lost {
+        let exit = self.firecracker.wait().await.unwrap_or(Exit::Unknown);
+        // The page server ends by itself when Firecracker does, and may have killed it: it says so at its end.
+        match self.verdict().await {
+            Some(Verdict::GaveUp(exit)) => return Lost::Pager { exit },
+            Some(Verdict::NeverServed(exit)) => return Lost::NeverServed { exit },
+            // A Firecracker that ended by itself makes a page server without a VM end, too.
+            Some(Verdict::Refused(words)) if exit == Exit::Signal(KILLED) => {
+                return Lost::Pager { exit: words };
+            }
+            Some(Verdict::WithTheVm | Verdict::Refused(_)) => {
+                if let Some(exit) = kill_reason(&self.dir) {
+                    return Lost::Pager { exit };
+                }
+            }
+            None => {}
         }
-        reason
+        let exit = match exit {
+            Exit::Unknown => exit_of(&self.dir, self.firecracker.id().pid).await,
+            known => known,
+        };
+        Lost::Firecracker {
+            clean: exit.is_success(),
+            exit: exit.to_string(),
+        }
+    }
+
+    /// What became of the page server, now that Firecracker has ended.
+    async fn verdict(&mut self) -> Option<Verdict> {
+        let relay = self.relay.as_mut()?;
+        let patience = if has_state(&self.dir) {
+            KILL_PATIENCE
+        } else {
+            IDLE_PATIENCE
+        };
+        tokio::time::timeout(patience, relay.over()).await.ok()
     }
 
     /// Kills what still runs and waits until it is gone.
     pub(crate) async fn kill(&mut self) {
         let _ = self.firecracker.kill();
         let _ = tokio::time::timeout(KILL_PATIENCE, self.firecracker.wait()).await;
-        self.dismiss_pager().await;
-    }
-
-    /// Waits for the page server to write its stats and end, now that Firecracker has ended; a page server that
-    /// does not is killed.
-    pub(crate) async fn dismiss_pager(&mut self) {
-        if let Some(mut pager) = self.pager.take() {
-            if tokio::time::timeout(KILL_PATIENCE, pager.exited())
-                .await
-                .is_err()
-            {
-                pager.kill();
-                pager.exited().await;
-            }
-            pager.reap();
+        // The page server writes its stats and ends; one that does not is killed.
+        self.verdict().await;
+        if let Some(mut relay) = self.relay.take() {
+            relay.end();
         }
     }
 }
@@ -185,9 +183,8 @@ impl Drop for Crew {
             return;
         }
         end_now(&self.firecracker);
-        if let Some(pager) = &mut self.pager {
-            pager.kill();
-            pager.reap();
+        if let Some(relay) = &mut self.relay {
+            relay.end();
         }
     }
 }
@@ -207,12 +204,12 @@ fn end_now(firecracker: &Process) {
 pub(crate) struct Starting {
     dir: VmDir,
     firecracker: Option<Process>,
-    pager: Option<PagerProcess>,
+    pager: Option<(PagerProcess, Means)>,
 }
 
 impl Starting {
     /// With a page server, or without one.
-    pub(crate) fn new(dir: &VmDir, pager: Option<PagerProcess>) -> Starting {
+    pub(crate) fn new(dir: &VmDir, pager: Option<(PagerProcess, Means)>) -> Starting {
         Starting {
             dir: dir.clone(),
             firecracker: None,
@@ -226,22 +223,21 @@ impl Starting {
         Ok(self.firecracker.insert(process).id().clone())
     }
 
-    /// The page server.
-    pub(crate) fn pager(&self) -> Option<ProcessId> {
-        self.pager.as_ref().map(|pager| pager.id().clone())
-    }
-
     /// The crew, once Firecracker's API answers.
     pub(crate) async fn ready(mut self) -> Result<Crew, StartError> {
         let firecracker = self.firecracker.as_ref().expect("it was launched");
         let client = firecracker.ready(API_PATIENCE).await?;
+        let pidfd = firecracker.pidfd().try_clone();
+        let pidfd = pidfd.map_err(StartError::Watch)?;
         let firecracker = self.firecracker.take().expect("it was launched");
-        let pager = self.pager.take();
+        let relay = self.pager.take().map(|(pager, means)| {
+            Relay::start(means, firecracker.id().clone(), pidfd, Some(pager))
+        });
         Ok(Crew::new(
             self.dir.clone(),
             firecracker,
             client,
-            pager,
+            relay,
             OnDrop::Kill,
         ))
     }
@@ -252,7 +248,7 @@ impl Drop for Starting {
         if let Some(firecracker) = &self.firecracker {
             end_now(firecracker);
         }
-        if let Some(pager) = &mut self.pager {
+        if let Some((pager, _)) = &mut self.pager {
             pager.kill();
             pager.reap();
         }
@@ -267,7 +263,9 @@ impl Lost {
                 exit: exit.clone(),
                 log,
             },
-            Lost::Pager { exit } => Why::PagerDied { exit: exit.clone() },
+            Lost::Pager { exit } | Lost::NeverServed { exit } => {
+                Why::PagerDied { exit: exit.clone() }
+            }
         }
     }
 }

@@ -26,6 +26,9 @@ pub enum StartError {
     /// Its API never answered.
     #[error("firecracker did not get ready")]
     Ready(#[from] ReadyError),
+    /// There is no descriptor left to watch it with.
+    #[error("cannot watch firecracker")]
+    Watch(#[source] io::Error),
     /// Something stands where one of its sockets has to be.
     #[error("cannot clear the way for {path}")]
     Socket {

@@ -24,6 +24,7 @@ mod portable;
 pub mod reaped;
 pub mod record;
 pub mod rehearse;
+mod relay;
 pub mod restore;
 pub mod snapshot;
 pub mod state;
@@ -39,7 +40,7 @@ pub use self::claim::Claim;
 use self::console::Console;
 use self::crew::{Crew, Lost};
 use self::dir::VmDir;
-use self::record::{Record, RecordError};
+use self::record::{Ledger, Record, RecordError};
 use self::state::{Ask, Refusal, State, Step, Why, decide};
 use crate::Engine;
 
@@ -53,7 +54,9 @@ pub struct Vm {
     // The order is that of undoing: processes end before what they write to goes away.
     crew: Option<Crew>,
     console: Console,
+    /// All of it but who serves page faults, which changes beside what the owner does.
     record: Record,
+    ledger: Ledger,
     claim: Claim,
     leases: Vec<rekindle_store::Lease>,
     /// The snapshot that Firecracker's dirty log began with: none but it can be a Diff's base.
@@ -81,8 +84,11 @@ pub enum VmError {
 
 impl Vm {
     /// What is known of it; the same is in its directory.
-    pub fn record(&self) -> &Record {
-        &self.record
+    pub fn record(&self) -> Record {
+        Record {
+            pager: self.ledger.pager(),
+            ..self.record.clone()
+        }
     }
 
     /// Where it is in its life.
@@ -117,8 +123,11 @@ impl Vm {
         }
     }
 
-    /// Completes when a process that the VM needs has died; [`Vm::ended`] then says how. May be dropped and called
-    /// again. Never completes once the VM is over.
+    /// Completes when the VM has died; [`Vm::ended`] then says how. May be dropped and called again. Never completes
+    /// once the VM is over.
+    ///
+    /// A page server that dies is no death of the VM: another one takes its place, on the runtime that the VM was
+    /// started on, whether anybody waits here or not.
     pub async fn death(&self) {
         match &self.crew {
             None => std::future::pending().await,
@@ -153,18 +162,21 @@ impl Vm {
         }
     }
 
-    fn assembled(
-        engine: Engine,
-        claim: Claim,
-        record: Record,
-        crew: Crew,
-        console: Console,
-        leases: Vec<rekindle_store::Lease>,
-    ) -> Vm {
+    fn assembled(parts: Parts) -> Vm {
+        let Parts {
+            engine,
+            claim,
+            record,
+            ledger,
+            crew,
+            console,
+            leases,
+        } = parts;
         Vm {
             crew: Some(crew),
             console,
             record,
+            ledger,
             claim,
             leases,
             captured: None,
@@ -213,8 +225,12 @@ impl Vm {
     /// Writes a new state down.
     fn enter(&mut self, state: State) -> Result<(), VmError> {
         self.record.state = state;
-        self.record.write(self.claim.dir())?;
+        self.write_record()?;
         Ok(())
+    }
+
+    fn write_record(&mut self) -> Result<(), RecordError> {
+        self.ledger.write(&mut self.record)
     }
 
     /// Cleans up after processes that ended by themselves.
@@ -235,14 +251,25 @@ impl Vm {
         self.record.ended = Some(Timestamp::now());
         self.record.capturing = None;
         self.record.firecracker = None;
-        self.record.pager = None;
+        self.ledger.note_pager(None);
         launch::remove_sockets(self.claim.dir());
         self.leases.clear();
         // The caller learns the state either way; a record that cannot be written is set right by the next
         // command, which finds no process.
-        let _ = self.record.write(self.claim.dir());
+        let _ = self.write_record();
         self.record.state.clone()
     }
+}
+
+/// What a VM is made of.
+struct Parts {
+    engine: Engine,
+    claim: Claim,
+    record: Record,
+    ledger: Ledger,
+    crew: Crew,
+    console: Console,
+    leases: Vec<rekindle_store::Lease>,
 }
 
 /// How a VM came to its end.

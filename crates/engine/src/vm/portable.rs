@@ -9,7 +9,7 @@ use rekindle_store::unit::{ByteOffset, ByteSize, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
 
 use super::compat;
-use super::config::{Access, DirtyPages, Drive, Machine, Nic, Role, Vsock};
+use super::config::{Access, Balloon, DirtyPages, Drive, Machine, Nic, Role, Vsock};
 use super::dir::{VSOCK_SOCKET, disk_path};
 use super::record::{Origin, Record};
 use super::restore::RestoreConfig;
@@ -66,7 +66,7 @@ pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestPart
                 .map(interface)
                 .collect::<Result<_, _>>()?,
             vsock: machine.vsock.map(vsock_info).transpose()?,
-            balloon: false,
+            balloon: machine.balloon.is_some(),
         },
         memory: memory_layout(machine.memory_mib),
         removed: Vec::new(),
@@ -108,6 +108,10 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
         vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
             guest_cid: vsock.cid,
         }),
+        balloon: manifest
+            .devices
+            .balloon
+            .then_some(Balloon { amount_mib: None }),
     }
 }
 

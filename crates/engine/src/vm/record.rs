@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rekindle_firecracker::ProcessId;
@@ -220,6 +221,54 @@ impl Record {
     }
 }
 
+/// The record of a VM that is owned. Two write it: the owner, and whoever replaces its page server meanwhile, which
+/// happens while the owner waits for something else.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    dir: VmDir,
+    /// What is on disk, but for a page server that could not be written down.
+    written: Arc<Mutex<Record>>,
+}
+
+impl Ledger {
+    pub(crate) fn new(dir: &VmDir, record: &Record) -> Ledger {
+        Ledger {
+            dir: dir.clone(),
+            written: Arc::new(Mutex::new(record.clone())),
+        }
+    }
+
+    /// Writes what the owner knows, but for the page server, of which the ledger knows best; the owner learns it.
+    pub(crate) fn write(&self, record: &mut Record) -> Result<(), RecordError> {
+        let mut written = self.lock();
+        record.pager.clone_from(&written.pager);
+        record.write(&self.dir)?;
+        written.clone_from(record);
+        Ok(())
+    }
+
+    /// Notes who serves from now on. It is on disk with the next [`Ledger::write`].
+    pub(crate) fn note_pager(&self, pager: Option<ProcessId>) {
+        self.lock().pager = pager;
+    }
+
+    /// Notes who serves from now on, on disk too. One that cannot be written down is found by its `--id`.
+    pub(crate) fn write_pager(&self, pager: ProcessId) {
+        let mut written = self.lock();
+        written.pager = Some(pager);
+        let _ = written.write(&self.dir);
+    }
+
+    /// The process that serves now.
+    pub(crate) fn pager(&self) -> Option<ProcessId> {
+        self.lock().pager.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An id for the processes of a new VM: 8 hexadecimal digits, from the kernel's random pool.
 pub(crate) fn fresh_id() -> String {
     let mut bytes = [0; 4];
@@ -232,4 +281,47 @@ pub(crate) fn fresh_id() -> String {
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::boot::new_record;
+    use rekindle_store::Root;
+
+    fn process(pid: u32) -> ProcessId {
+        ProcessId {
+            pid,
+            start_time: 1,
+            boot_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn neither_of_two_writers_undoes_what_the_other_wrote() {
+        let place = tempfile::tempdir().unwrap();
+        let root = Root::open(place.path()).unwrap();
+        let dir = VmDir::create(&root, &"v".parse().unwrap()).unwrap();
+        let origin = Origin::Boot {
+            kernel: "k".into(),
+            initrd: None,
+            boot_args: None,
+        };
+        let mut owned = new_record(&"v".parse().unwrap(), origin, Machine::default());
+        owned.pager = Some(process(1));
+        let ledger = Ledger::new(&dir, &owned);
+
+        ledger.write_pager(process(2));
+        assert_eq!(Record::read(&dir).unwrap().pager, Some(process(2)));
+        owned.state = State::Running;
+        ledger.write(&mut owned).unwrap();
+        assert_eq!(owned.pager, Some(process(2)));
+        ledger.write_pager(process(3));
+        let read = Record::read(&dir).unwrap();
+        assert_eq!((read.state, read.pager), (State::Running, Some(process(3))));
+
+        ledger.note_pager(None);
+        ledger.write(&mut owned).unwrap();
+        assert_eq!(Record::read(&dir).unwrap().pager, None);
+    }
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use rekindle_firecracker::model::{
     MemoryBackend, NetworkOverride, SnapshotLoadParams, VsockOverride,
 };
-use rekindle_firecracker::{CallError, Client};
+use rekindle_firecracker::{CallError, Client, ProcessId};
 use rekindle_store::flatten::{FlattenError, flatten_to};
 use rekindle_store::snapshot::{LeaseError, OpenError};
 use rekindle_store::store::ChainError;
@@ -31,16 +31,20 @@ use super::claim::Claim;
 use super::compat::{self, Incompatible};
 use super::config::{Backend, DirtyPages};
 use super::console::Console;
-use super::crew::{Lost, Starting};
+use super::crew::{Crew, Lost, Starting};
 use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
 use super::launch::StartError;
-use super::record::{Origin, Record, RecordError};
+use super::record::{Ledger, Origin, Record, RecordError};
+use super::relay::Means;
 use super::state::State;
-use super::{Vm, micros, portable};
+use super::{Parts, Vm, micros, portable};
 use crate::cut_off::{self, CutOffError, cut_off};
 use crate::host::{self, HostError};
-use crate::pager::{Hints, PagerError, PagerProcess};
+use crate::pager::{Hints, PagerError, PagerProcess, note};
 use crate::{Engine, TapError, taps};
+
+/// How often a restore is begun whose page server dies before it has the VM.
+const ATTEMPTS: u32 = 3;
 
 /// Why a snapshot was not restored. Everything that was made for the copy is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +114,7 @@ pub enum RestoreError {
         who: &'static str,
         /// How it ended.
         exit: String,
-        /// The last lines of Firecracker's log.
+        /// The last lines of Firecracker's log, if that is who ended.
         log: Vec<String>,
     },
 }
@@ -240,10 +244,13 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
 #[derive(Debug)]
 pub struct Prepared {
     // The order is that of undoing, as in `Vm`.
-    starting: Starting,
-    drives: Drives,
+    /// None while it is being started.
+    starting: Option<Starting>,
+    /// None once they are in place.
+    drives: Option<Drives>,
     console: Console,
     record: Record,
+    ledger: Ledger,
     claim: Claim,
     source: Source,
     config: RestoreConfig,
@@ -279,104 +286,164 @@ fn prepare_in(
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
     record.write(claim.dir())?;
     let console = Console::open(claim.dir()).map_err(StartError::from)?;
-    let pager = start_pager(engine, claim.dir(), &record, &source, &config)?;
-    let starting = Starting::new(claim.dir(), pager);
-    record.pager = starting.pager();
-    let drives = Drives::prepare(
-        claim.dir(),
-        portable::drives(engine.root(), source.tip()).into_iter(),
-    );
-    Ok(Prepared {
-        starting,
-        drives,
+    let mut prepared = Prepared {
+        starting: None,
+        drives: None,
         console,
+        ledger: Ledger::new(claim.dir(), &record),
         record,
         claim,
         source,
         config,
         engine: engine.clone(),
         begun,
-    })
+    };
+    prepared.starting = Some(prepared.begin()?);
+    prepared.drives = Some(Drives::prepare(
+        prepared.claim.dir(),
+        portable::drives(engine.root(), prepared.source.tip()).into_iter(),
+    ));
+    Ok(prepared)
 }
 
 impl Prepared {
     /// Starts Firecracker, loads the snapshot, and lets the guest run unless it was to stay paused.
-    pub async fn start(self) -> Result<Vm, RestoreError> {
-        // Bound first, so that it is undone last: what works in the directory ends before it goes.
-        let claim = self.claim;
-        let Prepared {
-            mut starting,
-            drives,
-            mut console,
-            mut record,
-            claim: _,
-            source,
-            config,
-            engine,
-            begun,
-        } = self;
-        let spawned = Instant::now();
-        let program = &engine.programs().firecracker;
-        let taps = taps_of(&record);
-        let process = if config.network == Network::Host || taps.is_empty() {
-            starting.launch(program, &record.id)?
-        } else {
-            let runtime = Handle::current();
-            cut_off(&taps, || {
-                let _on = runtime.enter();
-                starting.launch(program, &record.id)
-            })??
+    ///
+    /// Where the page server dies before it has the VM nothing has run yet, and all is started anew, a few times.
+    pub async fn start(mut self) -> Result<Vm, RestoreError> {
+        let mut attempt = 1;
+        let crew = loop {
+            let exit = match self.attempt().await {
+                Ok(crew) => break crew,
+                Err(Failure::NeverServed { exit }) => exit,
+                Err(Failure::Final(error)) => return Err(*error),
+            };
+            if attempt == ATTEMPTS {
+                return Err(self.died(Lost::NeverServed { exit }).await);
+            }
+            attempt += 1;
+            note(
+                self.claim.dir(),
+                &format!("the page server ended before it had the VM ({exit}); starting anew"),
+            );
+            self.starting = Some(self.begin()?);
         };
-        record.firecracker = Some(process);
-        record.write(claim.dir())?;
+        self.record.started = Some(Timestamp::now());
+        self.record.timings.total_us = Some(micros(self.begun));
+        self.ledger.write(&mut self.record)?;
+        Ok(Vm::assembled(Parts {
+            engine: self.engine,
+            claim: self.claim,
+            record: self.record,
+            ledger: self.ledger,
+            crew,
+            console: self.console,
+            leases: self.source.leases,
+        }))
+    }
+
+    /// Starts the page server, if there is to be one.
+    fn begin(&self) -> Result<Starting, RestoreError> {
+        let dir = self.claim.dir();
+        if self.config.backend == Backend::File {
+            return Ok(Starting::new(dir, None));
+        }
+        let means = Means {
+            program: self.engine.programs().rekindle.clone(),
+            dir: dir.clone(),
+            vm_id: self.record.id.clone(),
+            ledger: self.ledger.clone(),
+        };
+        let tip = self.source.tip();
+        let working_set = tip.working_set_path();
+        let hints = Hints {
+            replay: (self.config.replay == Replay::On).then_some(&*working_set),
+            record: (self.config.record == Recording::On).then_some(&*working_set),
+        };
+        let pager = PagerProcess::start(&means.program, dir, &means.vm_id, tip.dir(), hints)?;
+        self.ledger.note_pager(Some(pager.id().clone()));
+        Ok(Starting::new(dir, Some((pager, means))))
+    }
+
+    async fn attempt(&mut self) -> Result<Crew, Failure> {
+        let mut starting = self.starting.take().expect("it was begun");
+        let record = &mut self.record;
+        let spawned = Instant::now();
+        record.firecracker = Some(launch(&mut starting, &self.engine, &self.config, record)?);
+        self.ledger.write(record)?;
         let mut crew = starting.ready().await?;
-        drives.ready().await?;
-        let memory = memory_file(claim.dir(), &source, config.backend).await?;
+        if let Some(drives) = self.drives.take() {
+            drives.ready().await?;
+        }
+        let memory = memory_file(self.claim.dir(), &self.source, self.config.backend).await?;
+        let (source, config) = (&self.source, &self.config);
         let loaded = crew
             .guard(async |client| {
                 record.firecracker_version = Some(client.describe().await?.vmm_version);
                 record.timings.api_us = Some(micros(spawned));
-                load(client, &source, &config, &memory, &mut record).await?;
+                load(client, source, config, &memory, record).await?;
                 record.timings.spawn_to_guest_us = Some(micros(spawned));
                 Ok::<(), RestoreError>(())
             })
             .await;
         match loaded {
-            Ok(answer) => answer?,
-            Err(lost) => return Err(died(lost, &mut console).await),
+            Ok(Ok(())) => Ok(crew),
+            Ok(Err(error)) => Err(error.into()),
+            Err(Lost::NeverServed { exit }) => Err(Failure::NeverServed { exit }),
+            Err(lost) => Err(self.died(lost).await.into()),
         }
-        record.started = Some(Timestamp::now());
-        record.timings.total_us = Some(micros(begun));
-        record.write(claim.dir())?;
-        let leases = source.leases;
-        Ok(Vm::assembled(engine, claim, record, crew, console, leases))
+    }
+
+    async fn died(&mut self, lost: Lost) -> RestoreError {
+        self.console.finish().await;
+        match lost {
+            Lost::Firecracker { exit, .. } => RestoreError::Died {
+                who: "firecracker",
+                exit,
+                log: self.console.last_log_lines(super::LOG_LINES),
+            },
+            Lost::Pager { exit } | Lost::NeverServed { exit } => RestoreError::Died {
+                who: "the page server",
+                exit,
+                log: Vec::new(),
+            },
+        }
     }
 }
 
-fn taps_of(record: &Record) -> Vec<&str> {
-    let nics = &record.machine.nics;
-    nics.iter().map(|nic| nic.tap.as_str()).collect()
-}
-
-fn start_pager(
+/// Starts Firecracker, in a network of its own if the copy is to be cut off.
+fn launch(
+    starting: &mut Starting,
     engine: &Engine,
-    dir: &VmDir,
-    record: &Record,
-    source: &Source,
     config: &RestoreConfig,
-) -> Result<Option<PagerProcess>, RestoreError> {
-    if config.backend == Backend::File {
-        return Ok(None);
+    record: &Record,
+) -> Result<ProcessId, RestoreError> {
+    let program = &engine.programs().firecracker;
+    let nics = &record.machine.nics;
+    let taps: Vec<&str> = nics.iter().map(|nic| nic.tap.as_str()).collect();
+    if config.network == Network::Host || taps.is_empty() {
+        return Ok(starting.launch(program, &record.id)?);
     }
-    let program = &engine.programs().rekindle;
-    let working_set = source.tip().working_set_path();
-    let hints = Hints {
-        replay: (config.replay == Replay::On).then_some(&*working_set),
-        record: (config.record == Recording::On).then_some(&*working_set),
-    };
-    let snapshot = source.tip().dir();
-    let pager = PagerProcess::start(program, dir, &record.id, snapshot, hints)?;
-    Ok(Some(pager))
+    let runtime = Handle::current();
+    let launched = cut_off(&taps, || {
+        let _on = runtime.enter();
+        starting.launch(program, &record.id)
+    })?;
+    Ok(launched?)
+}
+
+/// Why an attempt came to nothing.
+enum Failure {
+    /// The page server died before it had the VM.
+    NeverServed { exit: String },
+    /// Another attempt would fare no better.
+    Final(Box<RestoreError>),
+}
+
+impl<E: Into<RestoreError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Final(Box::new(error.into()))
+    }
 }
 
 /// The file that Firecracker maps: the snapshot's own, or a Diff chain merged into the VM's directory.
@@ -447,20 +514,4 @@ async fn load(
         record.diff_base = Some(source.tip().id());
     }
     Ok(())
-}
-
-async fn died(lost: Lost, console: &mut Console) -> RestoreError {
-    console.finish().await;
-    match lost {
-        Lost::Firecracker { exit, .. } => RestoreError::Died {
-            who: "firecracker",
-            exit,
-            log: console.last_log_lines(super::LOG_LINES),
-        },
-        Lost::Pager { exit } => RestoreError::Died {
-            who: "the page server",
-            exit,
-            log: Vec::new(),
-        },
-    }
 }

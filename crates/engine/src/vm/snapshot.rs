@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use rekindle_firecracker::CallError;
 use rekindle_firecracker::model::SnapshotCreateParams;
+use rekindle_pager::{Live, PageRun, StateError};
 use rekindle_store::disk::copy_disk;
 use rekindle_store::file::FileError;
 use rekindle_store::manifest::Kind;
 use rekindle_store::publish::{BeginError, PublishError};
+use rekindle_store::unit::{PAGE_SIZE, PageCount, PageNumber, PageRange};
 use rekindle_store::{Draft, ManifestParts, Snapshot, SnapshotId, SnapshotName};
 use serde::{Deserialize, Serialize};
 
 use super::config::{Access, DirtyPages};
-use super::dir::{VmDir, disk_path};
+use super::dir::{PAGER_STATE, VmDir, disk_path};
 use super::portable::{self, Unportable};
 use super::record::{Capturing, Record, RecordError};
 use super::state::{Ask, Refusal, State, decide};
@@ -84,6 +86,14 @@ pub enum CaptureError {
         "there is no snapshot that a diff could build on (none was taken, or the last one failed): take a full one"
     )]
     NoBase,
+    /// A Diff needs to know what the balloon took.
+    #[error(
+        "this VM has a balloon, and nobody knows which pages it took: take a full one (a diff needs a VM that was restored with --backend uffd)"
+    )]
+    Balloon,
+    /// What the balloon took cannot be read.
+    #[error("cannot tell which pages the balloon took")]
+    Removed(#[from] StateError),
     /// The store cannot take another snapshot.
     #[error(transparent)]
     Begin(#[from] BeginError),
@@ -157,7 +167,7 @@ impl Vm {
     pub async fn capture(&mut self, config: SnapshotConfig) -> Result<Captured, CaptureError> {
         decide(&self.record.state, Ask::Snapshot)?;
         let kind = self.kind_for(config.kind)?;
-        let parts = portable::manifest_parts(&self.record, kind)?;
+        let mut parts = portable::manifest_parts(&self.record, kind)?;
         let draft = self.engine.store().begin(config.name.clone())?;
         let before = self.record.state.clone();
         // Firecracker starts a new dirty log with this snapshot: until it is published there is no base.
@@ -167,7 +177,7 @@ impl Vm {
             State::Running => Capturing::WasRunning,
             _ => Capturing::WasPaused,
         });
-        if let Err(e) = self.record.write(self.dir()) {
+        if let Err(e) = self.write_record() {
             // Nothing was asked of Firecracker yet.
             self.record.capturing = None;
             self.record.diff_base = base;
@@ -175,7 +185,15 @@ impl Vm {
         }
 
         let begun = Instant::now();
-        let written = self.write_out(&config, &draft).await;
+        let mut written = self.write_out(&config, &draft).await;
+        if written.is_ok() {
+            match self.take_removed() {
+                Ok(removed) => parts.removed = removed,
+                // The next Diff cannot tell these from what is removed after them: it has no base.
+                Err(_) if kind == Kind::Full => self.captured = None,
+                Err(e) => written = Err(e.into()),
+            }
+        }
         // The draft goes first: a disk that it filled then has room for the record.
         let written = written.map(|()| draft);
         let resumed = if before == State::Running {
@@ -191,7 +209,7 @@ impl Vm {
             Duration::ZERO
         };
         self.record.capturing = None;
-        let recorded = self.record.write(self.dir());
+        let recorded = self.write_record();
         let done = written.and_then(|draft| {
             resumed?;
             recorded?;
@@ -205,7 +223,7 @@ impl Vm {
             }),
             Err(e) => {
                 // Now that there is no draft: the VM goes on, and whoever asks must not be told otherwise.
-                let _ = self.record.write(self.dir());
+                let _ = self.write_record();
                 Err(e)
             }
         }
@@ -221,13 +239,18 @@ impl Vm {
         {
             self.record.diff_base = Some(snapshot.id());
             // A record that was not written costs a Full snapshot where a Diff had done, nothing else.
-            let _ = self.record.write(self.claim.dir());
+            let _ = self.write_record();
         }
     }
 
     fn kind_for(&self, kind: SnapshotKind) -> Result<Kind, CaptureError> {
         match kind {
             SnapshotKind::Full => Ok(Kind::Full),
+            SnapshotKind::Diff
+                if self.record.machine.balloon.is_some() && self.ledger.pager().is_none() =>
+            {
+                Err(CaptureError::Balloon)
+            }
             SnapshotKind::Diff if self.record.machine.dirty_pages == DirtyPages::Untracked => {
                 Err(CaptureError::NotTracked)
             }
@@ -236,6 +259,23 @@ impl Vm {
                 Ok(Kind::Diff { parent })
             }
         }
+    }
+
+    /// The pages that the balloon took since the last snapshot, which from now on is this one. Dirty logging does not
+    /// see them. Only while the guest stands still, after Firecracker has written.
+    fn take_removed(&self) -> Result<Vec<PageRange>, StateError> {
+        if self.record.machine.balloon.is_none() || self.ledger.pager().is_none() {
+            return Ok(Vec::new());
+        }
+        let live = Live::open(&self.dir().file(PAGER_STATE))?;
+        let runs = live.recently_removed();
+        live.forget_removed(&runs);
+        let pages = live.page_bytes() / PAGE_SIZE;
+        let range = |run: &PageRun| PageRange {
+            first: PageNumber::new(run.first.get() * pages),
+            count: PageCount::new(run.count * pages),
+        };
+        Ok(runs.iter().map(range).collect())
     }
 
     /// Pauses, and lets Firecracker write while the disks are copied.

@@ -1,5 +1,6 @@
 //! Stories with Linux guests: in the lab, and wherever else KVM runs an unmodified Linux.
 
+mod balloon;
 mod console;
 mod disks;
 mod lineage;
@@ -11,7 +12,12 @@ use console::Linux;
 use rekindle_kit::story::{Story, main as run};
 
 fn main() -> ExitCode {
-    let stories = [programs::stories(), lineage::stories(), disks::stories()];
+    let stories = [
+        balloon::stories(),
+        programs::stories(),
+        lineage::stories(),
+        disks::stories(),
+    ];
     run(stories.into_iter().flatten().collect())
 }
 

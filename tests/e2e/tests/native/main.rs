@@ -3,6 +3,7 @@
 mod adopt;
 mod bare;
 mod damage;
+mod dice;
 mod ends;
 mod foreign;
 mod host;
@@ -13,6 +14,7 @@ mod life;
 mod memory;
 mod rehearse;
 mod replay;
+mod takeover;
 mod trace;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         life::stories(),
         ends::stories(),
         kills::stories(),
+        takeover::stories(),
         input::stories(),
         damage::stories(),
         host::stories(),

@@ -13,6 +13,7 @@ mod raw;
 mod replay;
 mod restore;
 mod stats;
+mod takeover;
 
 use anyhow::Result;
 
@@ -24,6 +25,7 @@ pub(crate) enum Verb {
     Restore(restore::Restore),
     Faults(faults::Faults),
     Replay(replay::Replay),
+    Takeover(takeover::Takeover),
     #[command(hide = true)]
     Handler(handler::Serve),
 }
@@ -34,6 +36,7 @@ impl Verb {
             Verb::Restore(restore) => restore.run(context),
             Verb::Faults(faults) => faults.run(context),
             Verb::Replay(replay) => replay.run(context),
+            Verb::Takeover(takeover) => takeover.run(context),
             Verb::Handler(serve) => serve.run(),
         }
     }
