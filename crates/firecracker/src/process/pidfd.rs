@@ -10,6 +10,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::Exit;
 use super::readable::Readable;
 
+/// How often a process is looked at that cannot be watched.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// A descriptor of a process, a child or not.
 #[derive(Debug)]
 pub struct Pidfd(OwnedFd);
@@ -48,8 +51,26 @@ impl Pidfd {
 
     /// Waits until the process is dead; it is not reaped. Any number may wait at once, and each may be
     /// cancelled.
+    ///
+    /// A caller without a descriptor to spare is not told of a death that did not happen: the process is looked at
+    /// every so often until it can be watched.
     pub async fn exited(&self) -> io::Result<()> {
-        Readable::new(self.0.try_clone()?)?.wait(|_| {}).await
+        loop {
+            match self.watched() {
+                Ok(readable) => return readable.wait(|_| {}).await,
+                Err(error) if is_shortage(&error) => {}
+                Err(error) => return Err(error),
+            }
+            // With no descriptor allowed at all, `poll` fails too, and nothing is known.
+            if self.has_exited().unwrap_or(false) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn watched(&self) -> io::Result<Readable> {
+        Readable::new(self.0.try_clone()?)
     }
 
     /// Whether the process is dead.
@@ -74,6 +95,15 @@ impl Pidfd {
             }
         }
     }
+}
+
+/// Whether there may be enough of what is missing a little later.
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::NOSPC)
+    )
 }
 
 impl AsFd for Pidfd {
