@@ -213,7 +213,7 @@ impl Shared {
             Some(mut pager) => (Some(pager.id().pid), pager.epitaph(dir)),
             None => (None, nobody_looked()),
         };
-        let vm_ended = self.vm_pidfd.has_exited().unwrap_or(true);
+        let vm_ended = self.vm_pidfd.has_exited().unwrap_or(false);
         if !pager::has_state(dir) {
             return Err(match end.gave_up {
                 true => Verdict::Refused(end.words),
@@ -247,7 +247,7 @@ impl Shared {
         self.note(&end, "another one takes over");
         match self.successor() {
             Ok(successor) => self.hand_over(&mut row, successor),
-            Err(_) if self.vm_pidfd.has_exited().unwrap_or(true) => return Err(Verdict::WithTheVm),
+            Err(_) if self.vm_pidfd.has_exited().unwrap_or(false) => return Err(Verdict::WithTheVm),
             Err(why) => {
                 let words = format!("{words}; no other can take over: {why}");
                 return Err(Verdict::GaveUp(words));
@@ -282,7 +282,7 @@ impl Shared {
         let pid = i32::try_from(self.vm.pid).map_err(|e| told(&e))?;
         let userfaultfd = take_descriptor(pid).map_err(|e| told(&e))?;
         // The number is still Firecracker's if Firecracker still lives.
-        if self.vm_pidfd.has_exited().unwrap_or(true) {
+        if self.vm_pidfd.has_exited().unwrap_or(false) {
             return Err("firecracker has ended".to_owned());
         }
         let Means {
@@ -323,9 +323,9 @@ impl Row {
 
 /// Waits until a process is dead.
 async fn exited(pidfd: &Pidfd) {
-    // Where there is no descriptor left to wait with, a guest must not wait for ever either.
+    // Where it cannot be waited for, a guest must not wait for ever either.
     while pidfd.exited().await.is_err() {
-        if pidfd.has_exited().unwrap_or(true) {
+        if pidfd.has_exited().unwrap_or(false) {
             return;
         }
         tokio::time::sleep(LOOK).await;
