@@ -10,6 +10,7 @@
 //! A process is known by its pid, when it started, and in which boot of the host. All that is done to it
 //! goes through a pidfd, so that a pid that came into other hands is never hit.
 
+mod arguments;
 mod exit;
 mod identity;
 mod launch;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use arguments::arguments_of;
 pub use exit::Exit;
 pub use identity::{IdentifyError, ProcessId, find_by_id};
 pub use launch::{Launch, SpawnError};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rekindle_engine::store::{Root, VmName};
-use rekindle_firecracker::ProcessId;
+use rekindle_firecracker::{ProcessId, arguments_of};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// How long a process that got SIGKILL may take to be gone.
@@ -28,7 +28,7 @@ pub(crate) fn watchers(root: &Root, name: &VmName) -> Result<Vec<ProcessId>> {
             continue;
         };
         // One that ended meanwhile is none.
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else {
+        let Ok(line) = arguments_of(pid) else {
             continue;
         };
         let Some(role) = role(&line, root.path(), name) else {

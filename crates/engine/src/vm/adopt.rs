@@ -3,7 +3,9 @@
 use std::io;
 
 use rekindle_firecracker::model::InstanceState;
-use rekindle_firecracker::{CallError, IdentifyError, Process, ProcessId, ReadyError, find_by_id};
+use rekindle_firecracker::{
+    CallError, IdentifyError, Process, ProcessId, ReadyError, arguments_of, find_by_id,
+};
 
 use super::claim::{self, Claim};
 use super::console::Console;
@@ -235,15 +237,15 @@ fn workers_in(dir: &VmDir) -> Vec<ProcessId> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let works_here = |process: &std::path::Path| {
-        std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == dir.path())
-            && std::fs::read(process.join("cmdline"))
+    let works_here = |pid: &u32| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir.path())
+            && arguments_of(*pid)
                 .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--id"))
     };
     entries
         .flatten()
-        .filter(|entry| works_here(&entry.path()))
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(works_here)
         .filter_map(|pid| ProcessId::of(pid).ok())
         .collect()
 }

@@ -1,13 +1,12 @@
 //! Which process is meant, also after its pid went to another.
 
 use std::io;
-use std::path::Path;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Pidfd;
+use super::{Pidfd, arguments_of};
 
 /// The place of the start time in `/proc/<pid>/stat`, counted behind the name: field 22, where the name is
 /// the second and the state (place 0) the third.
@@ -112,8 +111,7 @@ fn boot_id() -> Result<String, IdentifyError> {
 /// The processes whose arguments hold `--id` followed by `id`: Firecrackers, and jailers, of that id.
 ///
 /// This finds a Firecracker that was started by somebody who died before he could write it down. The id is
-/// all that is compared: choose one that nothing else has. Dead processes are not found, nor is one in the
-/// microseconds between its start and the moment the kernel shows its arguments.
+/// all that is compared: choose one that nothing else has. Dead processes are not found.
 pub fn find_by_id(id: &str) -> io::Result<Vec<ProcessId>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -134,8 +132,7 @@ pub fn find_by_id(id: &str) -> io::Result<Vec<ProcessId>> {
 }
 
 fn has_id(pid: u32, id: &str) -> bool {
-    let path = Path::new("/proc").join(pid.to_string()).join("cmdline");
-    let arguments = std::fs::read(path).unwrap_or_default();
+    let arguments = arguments_of(pid).unwrap_or_default();
     let mut arguments = arguments.split(|byte| *byte == 0);
     arguments.any(|argument| argument == b"--id") && arguments.next() == Some(id.as_bytes())
 }

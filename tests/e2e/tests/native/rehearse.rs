@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rekindle_e2e::{Rekindle, Role, SOON, Said, Taps, finish};
 use rekindle_engine::Engine;
 use rekindle_engine::programs::Programs;
@@ -113,13 +113,16 @@ impl Rehearsing {
         let line = format!("snapshot create original --name base --json --rehearse={seconds}");
         let mut verb = rekindle.command(&line);
         let verb = verb.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let begun = Rehearsing { verb, line };
-        until("the copy runs", || {
-            let copies = rekindle.vms()?;
-            Ok(copies
-                .iter()
-                .any(|vm| vm["purpose"] == "rehearsal" && vm["state"] == "running"))
+        let mut begun = Rehearsing { verb, line };
+        let mut ended = false;
+        until("the copy runs, or the verb ended", || {
+            ended = begun.verb.try_wait()?.is_some();
+            let runs = |vm: &Value| vm["purpose"] == "rehearsal" && vm["state"] == "running";
+            Ok(ended || rekindle.vms()?.iter().any(runs))
         })?;
+        if ended {
+            bail!("no copy was seen: {:?}", begun.ends()?);
+        }
         Ok(begun)
     }
 
@@ -369,8 +372,11 @@ fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
             let said = said.refused(1)?;
             ensure!(said.contains("could not be rehearsed"), "{said}");
         }
-        // The next command clears away what nobody was left to.
+        // The next command clears away what nobody was left to. A monitor without its keeper may still be at that.
         rekindle.does("ps")?;
+        until("its processes are gone", || {
+            Ok(processes(rekindle)?.is_empty())
+        })?;
         nothing_left(rekindle).with_context(|| format!("{victims:?} killed"))?;
         rekindle.does("snapshot verify base")?;
         rekindle.does("snapshot rm base")?;
