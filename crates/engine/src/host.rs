@@ -57,6 +57,19 @@ pub enum HostError {
          unmodified Linux kernel; use a host with hardware virtualisation, or the lab: cargo xtask lab"
     )]
     Paravirtual,
+    /// Too few huge pages.
+    #[error(
+        "{mib} MiB of huge pages: this host has {free} MiB of them left; \
+         allow more: echo {pages} > {HUGE_PAGES}/nr_overcommit_hugepages"
+    )]
+    NoHugePages {
+        /// What the guest needs.
+        mib: u32,
+        /// What there is.
+        free: u64,
+        /// How many must be allowed.
+        pages: u64,
+    },
     /// userfaultfd is not to be had.
     #[error(
         "userfaultfd is not available to this user ({reason}); use --backend file, or run as root"
@@ -117,6 +130,26 @@ pub fn check_userfaultfd() -> Result<(), HostError> {
             reason: format!("/dev/userfaultfd: {e}"),
         }),
     }
+}
+
+/// What the kernel says of its pages of 2 MiB.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// Refuses a guest for which there are too few huge pages. Nothing is set aside: another may be faster.
+pub fn check_huge_pages(mib: u32) -> Result<(), HostError> {
+    let says = |name: &str| {
+        let text = std::fs::read_to_string(Path::new(HUGE_PAGES).join(name)).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0)
+    };
+    let kept = says("free_hugepages").saturating_sub(says("resv_hugepages"));
+    let surplus = says("surplus_hugepages");
+    let on_demand = says("nr_overcommit_hugepages").saturating_sub(surplus);
+    let free = kept.saturating_add(on_demand).saturating_mul(2);
+    if free >= u64::from(mib) {
+        return Ok(());
+    }
+    let pages = (u64::from(mib) / 2 + surplus).saturating_sub(kept);
+    Err(HostError::NoHugePages { mib, free, pages })
 }
 
 /// Memory and swap together, in MiB: more than this no guest can get.

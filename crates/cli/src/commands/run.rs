@@ -64,6 +64,9 @@ pub(crate) struct Run {
     /// A balloon that holds this much of the memory at the start; `rekindle api` changes it later
     #[arg(long, value_name = "MIB")]
     balloon: Option<u32>,
+    /// Back the memory with pages of 2 MiB, which the host must have
+    #[arg(long)]
+    huge_pages: bool,
     /// Track dirty pages, which diff snapshots need
     #[arg(long)]
     track_dirty_pages: bool,
@@ -169,6 +172,9 @@ impl Run {
         }
         if let Some(mib) = self.balloon {
             config = config.balloon(mib);
+        }
+        if self.huge_pages {
+            config = config.huge_pages();
         }
         if self.track_dirty_pages {
             config = config.track_dirty_pages();

@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
-    Balloon as BalloonBody, BootSource, Drive as DriveBody, MachineConfiguration, NetworkInterface,
-    Vsock as VsockBody,
+    Balloon as BalloonBody, BootSource, Drive as DriveBody, HugePages, MachineConfiguration,
+    NetworkInterface, Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
 use tokio::sync::oneshot;
 
 use super::claim::Claim;
-use super::config::{Access, BootConfig, ConfigError, DirtyPages, Machine, Role};
+use super::config::{Access, BootConfig, ConfigError, DirtyPages, Machine, Pages, Role};
 use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
@@ -88,6 +88,9 @@ pub async fn boot_in(engine: &Engine, claim: Claim, config: BootConfig) -> Resul
 pub fn check(config: &BootConfig) -> Result<(), BootError> {
     config.check(host::memory_mib())?;
     host::check(super::kernel::check(&config.kernel).map_err(ConfigError::from)?)?;
+    if config.machine.pages == Pages::Huge {
+        host::check_huge_pages(config.machine.memory_mib)?;
+    }
     for nic in &config.machine.nics {
         taps::check(&nic.tap)?;
     }
@@ -239,6 +242,9 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
     let mut body = MachineConfiguration::new(machine.vcpus, machine.memory_mib);
     if machine.dirty_pages == DirtyPages::Tracked {
         body = body.track_dirty_pages(true);
+    }
+    if machine.pages == Pages::Huge {
+        body = body.huge_pages(HugePages::Hugetlbfs2M);
     }
     client.put_machine_config(&body).await?;
     let mut boot = BootSource::new(&config.kernel);

@@ -72,6 +72,12 @@ impl BootConfig {
         self
     }
 
+    /// Backs the memory with pages of 2 MiB, which the host must have set aside; the size must be a multiple of that.
+    pub fn huge_pages(mut self) -> Self {
+        self.machine.pages = Pages::Huge;
+        self
+    }
+
     /// Adds a drive.
     pub fn drive(mut self, drive: Drive) -> Self {
         self.machine.drives.push(drive);
@@ -116,6 +122,9 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Whether the pages that the guest writes are tracked.
     pub dirty_pages: DirtyPages,
+    /// The host's pages under the memory.
+    #[serde(default, skip_serializing_if = "Pages::are_normal")]
+    pub pages: Pages,
     /// The block devices, the first one `/dev/vda`.
     pub drives: Vec<Drive>,
     /// The network interfaces.
@@ -133,6 +142,7 @@ impl Default for Machine {
             vcpus: 1,
             memory_mib: 256,
             dirty_pages: DirtyPages::Untracked,
+            pages: Pages::Normal,
             drives: Vec::new(),
             nics: Vec::new(),
             vsock: None,
@@ -150,6 +160,24 @@ pub enum DirtyPages {
     Untracked,
     /// Logged; Diff snapshots are possible, at the price of 4 KiB mappings.
     Tracked,
+}
+
+/// The host's pages under a guest's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pages {
+    /// Of 4 KiB.
+    #[default]
+    Normal,
+    /// Of 2 MiB, from hugetlbfs. A copy's memory can only come in through userfaultfd, 2 MiB at a page fault.
+    Huge,
+}
+
+impl Pages {
+    /// Whether they are those that every host has.
+    pub fn are_normal(&self) -> bool {
+        *self == Pages::Normal
+    }
 }
 
 /// A block device.
@@ -265,6 +293,9 @@ pub enum ConfigError {
         /// The host's memory and swap together.
         most: u64,
     },
+    /// The memory is no whole number of huge pages.
+    #[error("{0} MiB of memory: with huge pages it must be a multiple of 2 MiB")]
+    HugePages(u32),
     /// A file that the VM needs cannot be used.
     #[error("the {what} {path} cannot be used")]
     File {
@@ -348,6 +379,9 @@ impl Machine {
                 mib: self.memory_mib,
                 most: host_memory_mib,
             });
+        }
+        if self.pages == Pages::Huge && !self.memory_mib.is_multiple_of(2) {
+            return Err(ConfigError::HugePages(self.memory_mib));
         }
         if let Some(mib) = self.balloon.and_then(|balloon| balloon.amount_mib)
             && mib > self.memory_mib

@@ -9,12 +9,14 @@ use rekindle_store::unit::{ByteOffset, ByteSize, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
 
 use super::compat;
-use super::config::{Access, Balloon, DirtyPages, Drive, Machine, Nic, Role, Vsock};
+use super::config::{Access, Balloon, DirtyPages, Drive, Machine, Nic, Pages, Role, Vsock};
 use super::dir::{VSOCK_SOCKET, disk_path};
 use super::record::{Origin, Record};
 use super::restore::RestoreConfig;
 use crate::drives::DriveSource;
 use crate::host;
+
+const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Where Firecracker interrupts the guest's memory on x86-64 (its `arch/x86_64/layout.rs`).
 const GAP_AT: u64 = 3 << 30;
@@ -51,7 +53,10 @@ pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestPart
             mem_mib: machine.memory_mib,
             smt: false,
             track_dirty_pages: machine.dirty_pages == DirtyPages::Tracked,
-            huge_pages: HugePages::None,
+            huge_pages: match machine.pages {
+                Pages::Normal => HugePages::None,
+                Pages::Huge => HugePages::Hugetlbfs2M,
+            },
         },
         boot: boot_info(&record.origin)?,
         devices: Devices {
@@ -68,7 +73,7 @@ pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestPart
             vsock: machine.vsock.map(vsock_info).transpose()?,
             balloon: machine.balloon.is_some(),
         },
-        memory: memory_layout(machine.memory_mib),
+        memory: memory_layout(machine.memory_mib, machine.pages),
         removed: Vec::new(),
         notes: Default::default(),
     })
@@ -103,6 +108,7 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
         vcpus: manifest.machine.vcpus,
         memory_mib: manifest.machine.mem_mib,
         dirty_pages: config.dirty_pages,
+        pages: pages(snapshot),
         nics: nics.collect(),
         drives: drives.collect(),
         vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
@@ -112,6 +118,15 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
             .devices
             .balloon
             .then_some(Balloon { amount_mib: None }),
+    }
+}
+
+/// The pages that a snapshot's copies have under their memory.
+pub(crate) fn pages(snapshot: &Snapshot) -> Pages {
+    match snapshot.manifest().machine.huge_pages {
+        HugePages::Hugetlbfs2M => Pages::Huge,
+        // Transparent ones are the host's to give, and the same to everybody.
+        _ => Pages::Normal,
     }
 }
 
@@ -202,7 +217,7 @@ fn field<T: std::str::FromStr<Err = InvalidField>>(
     text.parse().map_err(|source| Unportable { what, source })
 }
 
-fn memory_layout(mib: u32) -> MemoryLayout {
+fn memory_layout(mib: u32, pages: Pages) -> MemoryLayout {
     let size = u64::from(mib) << 20;
     let low = size.min(GAP_AT);
     let region = |offset, size| MemoryRegion {
@@ -215,7 +230,10 @@ fn memory_layout(mib: u32) -> MemoryLayout {
     }
     MemoryLayout {
         size: ByteSize::new(size),
-        page_size: ByteSize::new(PAGE_SIZE),
+        page_size: ByteSize::new(match pages {
+            Pages::Normal => PAGE_SIZE,
+            Pages::Huge => HUGE_PAGE_SIZE,
+        }),
         regions,
     }
 }
@@ -226,8 +244,9 @@ mod tests {
 
     #[test]
     fn memory_above_the_gap_is_a_second_region() {
-        assert_eq!(memory_layout(256).regions.len(), 1);
-        let layout = memory_layout(4096);
+        assert_eq!(memory_layout(256, Pages::Normal).regions.len(), 1);
+        let layout = memory_layout(4096, Pages::Huge);
+        assert_eq!(layout.page_size, ByteSize::new(2 << 20));
         assert_eq!(layout.regions[0].size, ByteSize::new(3 << 30));
         assert_eq!(layout.regions[1].offset, ByteOffset::new(3 << 30));
         assert_eq!(layout.regions[1].size, ByteSize::new(1 << 30));

@@ -247,7 +247,9 @@ impl Shared {
         self.note(&end, "another one takes over");
         match self.successor() {
             Ok(successor) => self.hand_over(&mut row, successor),
-            Err(_) if self.vm_pidfd.has_exited().unwrap_or(false) => return Err(Verdict::WithTheVm),
+            Err(_) if self.vm_pidfd.has_exited().unwrap_or(false) => {
+                return Err(Verdict::WithTheVm);
+            }
             Err(why) => {
                 let words = format!("{words}; no other can take over: {why}");
                 return Err(Verdict::GaveUp(words));

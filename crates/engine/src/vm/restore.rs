@@ -29,7 +29,7 @@ pub use self::config::{
 use super::boot::{BootError, Drives, log_tail, new_record};
 use super::claim::Claim;
 use super::compat::{self, Incompatible};
-use super::config::{Backend, DirtyPages};
+use super::config::{Backend, DirtyPages, Pages};
 use super::console::Console;
 use super::crew::{Crew, Lost, Starting};
 use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
@@ -65,6 +65,11 @@ pub enum RestoreError {
     /// It was made on another kind of host, or by a Firecracker that this one does not understand.
     #[error("the snapshot does not fit this host; --force tries all the same")]
     Incompatible(#[from] Incompatible),
+    /// Firecracker maps no file as huge pages.
+    #[error(
+        "its memory is made of huge pages, which come in through userfaultfd only; leave --backend file away"
+    )]
+    HugePagesFromFile,
     /// This host cannot run it.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -205,6 +210,12 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
     let manifest = snapshot.manifest();
     if config.mismatch == Mismatch::Refuse {
         compat::check_cpu(manifest.host.cpu_vendor.as_str())?;
+    }
+    if portable::pages(snapshot) == Pages::Huge {
+        if config.backend == Backend::File {
+            return Err(RestoreError::HugePagesFromFile);
+        }
+        host::check_huge_pages(manifest.machine.mem_mib)?;
     }
     for wanted in &config.taps {
         if !manifest

@@ -7,6 +7,7 @@ mod dice;
 mod ends;
 mod foreign;
 mod host;
+mod huge;
 mod input;
 mod kills;
 mod library;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         input::stories(),
         damage::stories(),
         host::stories(),
+        huge::stories(),
         foreign::stories(),
         adopt::stories(),
         library::stories(),

@@ -29,7 +29,7 @@ fn filled(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
 }
 
 /// The guest checks its memory twice more, and changes an eighth of it, and finds no wrong page.
-fn goes_on(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
+pub(crate) fn goes_on(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
     let mut guest = rekindle.follows(name)?;
     let seen = rekindle.output(name)?;
     let mut heard = String::new();

@@ -1,0 +1,94 @@
+//! A guest whose memory is made of huge pages: refused where there are none, and right in every copy.
+
+use std::fs;
+
+use anyhow::{Context, ensure};
+use rekindle_e2e::{Rekindle, Role, SOON};
+use rekindle_kit::require::requires_root;
+use rekindle_kit::story::Story;
+
+use crate::bare::{counter, large_pattern};
+use crate::memory::goes_on;
+use crate::replay::count;
+use crate::story;
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![story(
+        "a guest of huge pages is right in every copy, and after its page server died",
+        every_copy,
+    )]
+}
+
+/// The kernel's limit of huge pages made on demand, raised for a test and put back.
+struct Allowed {
+    before: String,
+}
+
+const LIMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
+
+impl Allowed {
+    fn pages(pages: u64) -> anyhow::Result<Allowed> {
+        let before = fs::read_to_string(LIMIT).context(LIMIT)?;
+        fs::write(LIMIT, pages.to_string()).context(LIMIT)?;
+        Ok(Allowed { before })
+    }
+}
+
+impl Drop for Allowed {
+    fn drop(&mut self) {
+        // The next test does not depend on it.
+        let _ = fs::write(LIMIT, self.before.trim());
+    }
+}
+
+fn every_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let guest = rekindle.guest(&large_pattern())?;
+    let run = format!("run {guest} --huge-pages --track-dirty-pages --detach --name original");
+    {
+        let _allowed = Allowed::pages(3)?;
+        let said = rekindle.tries(&run)?.refused(125)?;
+        ensure!(said.contains("has 6 MiB of them left"), "{said}");
+        ensure!(said.contains("echo 32 > "), "{said}");
+    }
+    let odd = rekindle.guest(&counter())?.replace("--mem 32", "--mem 31");
+    let said = rekindle
+        .tries(&format!("run {odd} --huge-pages --detach"))?
+        .refused(125)?;
+    ensure!(said.contains("multiple of 2 MiB"), "{said}");
+    let _allowed = Allowed::pages(256)?;
+    rekindle.does(&run)?;
+    goes_on(rekindle, "original")?;
+    rekindle.does("snapshot create original --name base")?;
+    goes_on(rekindle, "original")?;
+    rekindle.does("snapshot create original --name later --diff")?;
+    rekindle.does("rm --force original")?;
+    rekindle.does("snapshot verify later")?;
+
+    let said = rekindle.refuses("restore base --backend file")?;
+    ensure!(said.contains("userfaultfd only"), "{said}");
+    for (snapshot, name) in [("base", "first"), ("base", "second"), ("later", "third")] {
+        rekindle.does(&format!("restore {snapshot} --name {name}"))?;
+        goes_on(rekindle, name)?;
+        let pager = rekindle.tells(&format!("inspect {name}"))?["pager"].clone();
+        ensure!(count(&pager, "page_size")? == 2 << 20, "{pager}");
+        let replayed = count(&pager, "replayed")?;
+        ensure!((replayed > 0) == (name == "second"), "{name}: {pager}");
+        if name == "third" {
+            kill_the_pager(rekindle)?;
+            goes_on(rekindle, name)?;
+        }
+        // By this its page server adds what it saw to the working set.
+        rekindle.does(&format!("stop {name} --grace 0"))?;
+    }
+    Ok(())
+}
+
+fn kill_the_pager(rekindle: &Rekindle) -> anyhow::Result<()> {
+    for (role, process) in rekindle.processes()? {
+        if role == Role::Pager {
+            process.kill(SOON)?;
+        }
+    }
+    Ok(())
+}
