@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use rekindle_firecracker::{IdentifyError, Pidfd, ProcessId};
+use rekindle_pager::Ended;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
@@ -204,8 +205,14 @@ impl PagerProcess {
 /// Why the page server of a VM killed it, from its stats file, if it did.
 pub(crate) fn kill_reason(dir: &VmDir) -> Option<String> {
     let text = std::fs::read(dir.file(PAGER_STATS)).ok()?;
-    let stats: Left = serde_json::from_slice(&text).ok()?;
-    (stats.ended.how == "vm_killed").then(|| stats.ended.reason.to_string())
+    let left: Left = serde_json::from_slice(&text).ok()?;
+    let ended = left.ended?;
+    match serde_json::from_value(ended.clone()) {
+        Ok(Ended::VmExited) => None,
+        Ok(Ended::VmKilled { reason }) => Some(reason.to_string()),
+        // Another version's, in its own words.
+        Err(_) => Some(ended.to_string()),
+    }
 }
 
 /// Whether a page server of this VM has had its handshake: from then on another one can take its place.
@@ -287,14 +294,7 @@ fn said_since(dir: &VmDir, from: u64) -> String {
 /// The part of the page server's stats that tells why it ended.
 #[derive(Deserialize)]
 struct Left {
-    ended: Ended,
-}
-
-#[derive(Deserialize)]
-struct Ended {
-    how: String,
-    #[serde(default)]
-    reason: serde_json::Value,
+    ended: Option<serde_json::Value>,
 }
 
 /// Whether its state and its log have room. On a full disk it could not even say why it fails.

@@ -52,6 +52,8 @@ use self::fill::Buffers;
 const DRAIN_LIMIT: usize = 4096;
 /// While there is something to bring ahead, every so many turns the VM is looked at.
 const LOOK_AROUND: u32 = 64;
+/// More threads than Firecracker has: 32 virtual CPUs and a few.
+const MOST_THREADS: u32 = 64;
 
 /// A page that somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +89,8 @@ pub(crate) struct Server {
     spin: Spin,
     last_answer: Instant,
     turns: u32,
+    /// Huge pages that are there already, one after the other, and none placed in between.
+    present_in_a_row: u32,
     buffers: Buffers,
     ahead: Queue,
     recorder: Option<Recorder>,
@@ -121,6 +125,7 @@ impl Server {
             spin: Spin::default(),
             last_answer: Instant::now(),
             turns: 0,
+            present_in_a_row: 0,
             buffers: Buffers::new(page_size),
             ahead,
             recorder,
@@ -413,6 +418,22 @@ impl Server {
                 errno: errno.raw_os_error(),
             },
         }
+    }
+
+    /// A huge page was there already, says the kernel. It says the same, again and again, where the host has none left.
+    /// Each thread of the VM can find one that was placed while it waited, and more than once in a row it cannot.
+    fn found_present(&mut self, page: PageIndex) -> Result<(), Ended> {
+        if self.page_size() == PageSize::Small {
+            return Ok(());
+        }
+        self.present_in_a_row += 1;
+        if self.present_in_a_row <= MOST_THREADS {
+            return Ok(());
+        }
+        let page = page.get();
+        Err(Ended::VmKilled {
+            reason: KillReason::NoHugePage { page },
+        })
     }
 
     fn page_size(&self) -> PageSize {

@@ -120,6 +120,11 @@ pub enum KillReason {
         /// The kernel's number for it.
         event: u8,
     },
+    /// The host has no huge page left for the guest's memory.
+    NoHugePage {
+        /// The huge page, counted from the start of the memory.
+        page: u64,
+    },
     /// The kernel refused what has to work.
     Refused {
         /// What was refused.
@@ -187,6 +192,9 @@ impl fmt::Display for KillReason {
                     f,
                     "its userfaultfd reported the unexpected event {event:#x}"
                 )
+            }
+            KillReason::NoHugePage { page } => {
+                write!(f, "the host has no huge page left for its huge page {page}")
             }
             KillReason::Refused {
                 operation,

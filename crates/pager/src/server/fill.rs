@@ -188,6 +188,7 @@ impl Server {
                         count: bytes / page,
                     };
                     self.count(placed, bytes, filling, kind);
+                    self.present_in_a_row = 0;
                     done += placed.count;
                 }
                 Err(Errno::AGAIN) => break,
@@ -198,8 +199,19 @@ impl Server {
                             .wake(at, page)
                             .map_err(|e| self.refused(Operation::Wake, Some(here), e))?;
                         self.state.add(Count::Present, 1);
+                        self.found_present(here)?;
                     }
                     done += 1;
+                }
+                // The guest may never ask for it.
+                Err(Errno::NOMEM) if self.page_size() == PageSize::Huge && kind != Kind::Demand => {
+                    done += 1;
+                }
+                Err(Errno::NOMEM) if self.page_size() == PageSize::Huge => {
+                    let page = here.get();
+                    return Err(Ended::VmKilled {
+                        reason: KillReason::NoHugePage { page },
+                    });
                 }
                 Err(errno) => return Err(self.refused(operation, Some(here), errno)),
             }

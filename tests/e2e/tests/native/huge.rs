@@ -1,6 +1,8 @@
 //! A guest whose memory is made of huge pages: refused where there are none, and right in every copy.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, Role, SOON};
@@ -14,7 +16,7 @@ use crate::story;
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![story(
-        "a guest of huge pages is right in every copy, and after its page server died",
+        "a guest of huge pages is right in every copy, and ends where there are none left",
         every_copy,
     )]
 }
@@ -81,7 +83,34 @@ fn every_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
         // By this its page server adds what it saw to the working set.
         rekindle.does(&format!("stop {name} --grace 0"))?;
     }
-    Ok(())
+    // Enough for each alone, with the one page that is written into a copy as it is loaded.
+    fs::write(LIMIT, "33")?;
+    for name in ["this", "that"] {
+        rekindle.does(&format!("restore base --name {name} --paused --no-replay"))?;
+    }
+    rekindle.does("resume this")?;
+    rekindle.does("resume that")?;
+    one_runs_out(rekindle)
+}
+
+/// One of the two ends at least, with the reason.
+fn one_runs_out(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut left = rekindle.vms()?;
+        left.retain(|vm| vm["name"] == "this" || vm["name"] == "that");
+        let failed = left.iter().filter(|vm| vm["state"] == "failed");
+        let failed: Vec<_> = failed.collect();
+        for vm in &failed {
+            let why = vm["why"]["exit"].as_str().context("a reason")?;
+            ensure!(why.contains("no huge page left"), "{vm}");
+        }
+        if !failed.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "both run: {left:?}");
+        sleep(Duration::from_millis(20));
+    }
 }
 
 fn kill_the_pager(rekindle: &Rekindle) -> anyhow::Result<()> {
