@@ -46,7 +46,7 @@ enum Command {
     Check,
     /// Runs every test, native and in the lab
     Test(test::Arguments),
-    /// Runs what takes too long for `test`: hundreds of kills at random moments, and fuzzing
+    /// Runs what takes too long for `test`: kills, walks and removals at random, and fuzzing
     Soak(soak::Arguments),
     /// Measures this host: the figures of docs/benchmarks.md
     Bench(bench::Arguments),

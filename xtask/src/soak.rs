@@ -15,6 +15,12 @@ pub(crate) struct Arguments {
     /// How many kills of page servers at random moments, while the guest reads its memory
     #[arg(long, default_value_t = 300)]
     takeovers: u32,
+    /// How many random walks through memory, beside replay and page servers that die; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    walks: u32,
+    /// For how long removals rage beside faults and replay; 0 for not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    storm: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -27,6 +33,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let mut failed = Vec::new();
     if arguments.kills > 0 {
         failed.extend(kills(workspace, arguments)?);
+    }
+    if arguments.walks > 0 {
+        failed.extend(walks(workspace, arguments)?);
+    }
+    if arguments.storm > 0 {
+        failed.extend(storm(workspace, arguments)?);
     }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
@@ -50,21 +62,70 @@ fn kills(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>>
     let mut environment = test::environment(workspace, &assets)?;
     environment.push(("REKINDLE_KILLS".into(), arguments.kills.to_string()));
     environment.push(("REKINDLE_TAKEOVERS".into(), arguments.takeovers.to_string()));
-    if let Some(seed) = arguments.seed {
-        environment.push(("REKINDLE_SEED".into(), seed.to_string()));
+    let stories = Stories {
+        what: "kills at random moments",
+        package: "rekindle-e2e",
+        target: "native",
+        filter: "random",
+    };
+    stories.tell(workspace, arguments, environment)
+}
+
+fn walks(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let environment = vec![("REKINDLE_WALKS".into(), arguments.walks.to_string())];
+    let stories = Stories {
+        what: "random walks",
+        package: "rekindle-pager",
+        target: "vm",
+        filter: "random",
+    };
+    stories.tell(workspace, arguments, environment)
+}
+
+fn storm(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let environment = vec![("REKINDLE_STORM".into(), arguments.storm.to_string())];
+    let stories = Stories {
+        what: "a storm of removals",
+        package: "rekindle-pager",
+        target: "vm",
+        filter: "storm",
+    };
+    stories.tell(workspace, arguments, environment)
+}
+
+/// Stories of which the tests play a fraction.
+struct Stories {
+    what: &'static str,
+    package: &'static str,
+    target: &'static str,
+    /// What their names have and no others'.
+    filter: &'static str,
+}
+
+impl Stories {
+    /// Plays them at the length that the environment says; returns what failed.
+    fn tell(
+        &self,
+        workspace: &Workspace,
+        arguments: &Arguments,
+        mut environment: Vec<(String, String)>,
+    ) -> Result<Option<String>> {
+        let Stories {
+            what,
+            package,
+            target,
+            filter,
+        } = self;
+        if let Some(seed) = arguments.seed {
+            environment.push(("REKINDLE_SEED".into(), seed.to_string()));
+        }
+        eprintln!("\n== {what}");
+        let status = workspace
+            .cargo()
+            .args(["test", "--package", package, "--test", target])
+            .args(["--", filter])
+            .envs(environment)
+            .status()?;
+        Ok((!status.success()).then(|| format!("{what} ({status})")))
     }
-    let status = workspace
-        .cargo()
-        .args([
-            "test",
-            "--package",
-            "rekindle-e2e",
-            "--test",
-            "native",
-            "--",
-            "random",
-        ])
-        .envs(environment)
-        .status()?;
-    Ok((!status.success()).then(|| format!("kills at random moments ({status})")))
 }

@@ -1,5 +1,6 @@
 //! What the tests share: a fake Firecracker at its socket, bare-metal guests, fixtures.
 
+pub mod dice;
 pub mod fake;
 pub mod fixture;
 pub mod guest;

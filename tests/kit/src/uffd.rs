@@ -47,14 +47,6 @@ fn word_of(stamp: u64, at: usize) -> u64 {
     stamp.wrapping_mul(factor)
 }
 
-/// A number like a random one: the next after `state`.
-pub fn next_random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// How pages of zeros get into a memory file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Zeros {
@@ -155,6 +147,8 @@ pub enum Order {
         /// What its pages hold to begin with.
         stamps: Vec<u64>,
     },
+    /// Gives pages back in some threads and looks at the same pages in others, and checks each look.
+    Storm(Storm),
     /// Reads one word of each page, in a scattered order, and says how long each took.
     Time {
         /// The first page.
@@ -162,6 +156,37 @@ pub enum Order {
         /// How many.
         count: usize,
     },
+}
+
+/// Removals over pages that are looked at meanwhile; nobody writes to them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Storm {
+    /// What the choices follow from.
+    pub seed: u64,
+    /// The first page of the stretch.
+    pub page: usize,
+    /// What its pages hold to begin with.
+    pub stamps: Vec<u64>,
+    /// How many threads give pages back. The first one does nothing else, as a balloon; the others look at what
+    /// they gave back.
+    pub removers: usize,
+    /// How many threads look at pages until no more are given back.
+    pub readers: usize,
+    /// How many runs of pages each of the removers gives back.
+    pub removals: usize,
+}
+
+/// What was seen in a [`Storm`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Looks at pages that held what the memory file has.
+    pub kept: u64,
+    /// Looks at pages that had been given back, and were zero.
+    pub gone: u64,
+    /// Looks at pages that were being given back, or about to be, and held either.
+    pub going: u64,
+    /// Pages given back, each time.
+    pub removed: u64,
 }
 
 /// What is sent to a page server.
@@ -206,6 +231,8 @@ pub enum Answer {
     Text(String),
     /// Nanoseconds.
     Times(Vec<u64>),
+    /// The storm is over.
+    Seen(Seen),
     /// It did not work, or a page was wrong.
     Failed(String),
 }

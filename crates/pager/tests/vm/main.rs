@@ -1,19 +1,25 @@
 //! The page server against a real userfaultfd and a process that plays Firecracker.
 
+mod chains;
 mod firecracker;
 mod hostile;
 mod points;
 mod scene;
+mod server;
+mod storm;
 mod walks;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     rekindle_kit::uffd::play_if_asked();
+    server::serve_if_asked();
     let stories = [
         points::stories(),
         hostile::stories(),
+        chains::stories(),
         walks::stories(),
+        storm::stories(),
         firecracker::stories(),
     ];
     rekindle_kit::story::main(stories.into_iter().flatten().collect())

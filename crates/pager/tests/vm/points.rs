@@ -372,7 +372,7 @@ fn written_zeros() -> anyhow::Result<()> {
     thread.ask(&Order::Write { page: 11, stamp: 0 })?;
     ensure!(thread.read(11, 1)? == [0]);
     scene.finish()?;
-    crate::walks::a_chain_of_diffs()
+    crate::chains::a_chain_of_diffs()
 }
 
 fn bounds() -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! A memory file, a page server for it, and a VM that can shake hands with it.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rekindle_kit::require::requires_root;
 use rekindle_kit::uffd::{Answer, Build, FakeVm, GuestThread, Order, Zeros, write_memory};
-use rekindle_pager::{Ended, Options, PagerError, Ready, Socket, Source, Stats, serve};
+use rekindle_pager::{Ended, Live, Options, PagerError, Ready, Socket, Source, Stats, serve};
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 
 /// How long anything may take that is not a test of waiting.
@@ -180,4 +181,32 @@ pub(crate) fn saw(thread: &mut GuestThread) -> anyhow::Result<Vec<u64>> {
 /// Long enough for the kernel to put a thread to sleep over a fault.
 pub(crate) fn let_it_wait() {
     thread::sleep(Duration::from_millis(100));
+}
+
+/// Leaves a file on the disk alone, where the file system can be talked into that.
+pub(crate) fn leaves_the_cache(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+}
+
+/// What goes on while nothing seems to: what the page server has counted, and where the VM's threads are.
+pub(crate) fn situation(vm: u32, state: &Path) -> String {
+    let mut text = match Live::open(state) {
+        Ok(live) => format!("process {} serves: {:?}\n", live.server(), live.stats()),
+        Err(error) => format!("nobody serves: {error}\n"),
+    };
+    let tasks = fs::read_dir(format!("/proc/{vm}/task"))
+        .into_iter()
+        .flatten();
+    for task in tasks.flatten() {
+        let of = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (place, call) = (of("wchan"), of("syscall"));
+        text += &format!(
+            "{:?} in {place:?}, call {:?}\n",
+            task.file_name(),
+            call.trim()
+        );
+    }
+    text
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Listener, Rekindle};
+use rekindle_kit::dice::Dice;
 use rekindle_kit::machine::{Machine, Tracking};
 use rekindle_kit::story::Story;
-use rekindle_kit::uffd::next_random;
 use serde_json::Value;
 
 use crate::foreign::{machine, snapshot};
@@ -89,15 +89,15 @@ fn followed(rekindle: &Rekindle) -> anyhow::Result<()> {
         Ok(given) => given.parse().context("REKINDLE_KILLS")?,
         Err(_) => KILLS,
     };
-    let mut random = u64::from(std::process::id());
-    println!("{kills} page servers die, from the seed {random}");
+    let mut dice = Dice::new();
+    println!("{kills} page servers die, from the seed {}", dice.seed());
     let mut takeovers = 0;
     let mut left = kills;
     while left > 0 {
         let mut served = Served::start(rekindle)?;
         // One copy is whole soon, and needs no page server any more: a few deaths each.
         for _ in 0..left.min(4) {
-            sleep(Duration::from_micros(next_random(&mut random) % 8_000));
+            sleep(Duration::from_micros(dice.up_to(8_000) as u64));
             served.pager.child().kill()?;
             served.pager = served.adopted(rekindle)?;
             left -= 1;

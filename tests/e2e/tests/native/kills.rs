@@ -3,20 +3,19 @@
 //!
 //! `REKINDLE_KILLS` says how many kills at random moments there are; `REKINDLE_SEED` repeats a run.
 
-use std::env;
 use std::fmt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
+use rekindle_kit::dice::{Dice, setting};
 use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{counter, pattern};
-use crate::dice::Dice;
 use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_KILLS` says otherwise.
@@ -68,8 +67,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn kills() -> u64 {
-    let given = env::var("REKINDLE_KILLS").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+    setting("REKINDLE_KILLS", KILLS)
 }
 
 /// Whom a kill hits.

@@ -2,7 +2,6 @@
 //!
 //! `REKINDLE_TAKEOVERS` says how many kills at random moments there are; `REKINDLE_SEED` repeats a run.
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -16,6 +15,7 @@ use rekindle_engine::programs::Programs;
 use rekindle_engine::store::Root;
 use rekindle_engine::vm::restore::RestoreConfig;
 use rekindle_engine::vm::state::{State, Why};
+use rekindle_kit::dice::{Dice, setting};
 use rekindle_kit::guest::Guest;
 use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
@@ -23,7 +23,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{large_pattern, pattern};
-use crate::dice::Dice;
 use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_TAKEOVERS` says otherwise.
@@ -85,10 +84,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn takeovers() -> u64 {
-    let given = env::var("REKINDLE_TAKEOVERS").ok();
-    given
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(TAKEOVERS)
+    setting("REKINDLE_TAKEOVERS", TAKEOVERS)
 }
 
 /// A snapshot of a guest that checks all its pages, called `base`.

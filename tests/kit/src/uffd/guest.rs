@@ -1,5 +1,7 @@
 //! The fake VM's side: its memory, and threads that obey.
 
+mod storm;
+
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -12,7 +14,8 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::{Answer, Build, Handed, Handshake, Order, PAGE, WORDS, next_random, page_of, word_of};
+use super::{Answer, Build, Handed, Handshake, Order, PAGE, WORDS, page_of, word_of};
+use crate::dice::Dice;
 use crate::sys::{Blocking, Mapping, Pages, Uffd};
 
 pub(super) fn play(build: &Build) -> anyhow::Result<()> {
@@ -61,7 +64,7 @@ impl Guest {
     }
 
     /// One thread of the guest: obeys until the test hangs up.
-    fn obey(&self, stream: UnixStream) {
+    fn obey(self: &Arc<Guest>, stream: UnixStream) {
         let mut orders = BufReader::new(stream);
         let mut line = String::new();
         while orders.read_line(&mut line).is_ok_and(|n| n > 0) {
@@ -78,7 +81,7 @@ impl Guest {
         }
     }
 
-    fn follow(&self, order: Order) -> anyhow::Result<Answer> {
+    fn follow(self: &Arc<Guest>, order: Order) -> anyhow::Result<Answer> {
         match order {
             Order::Handshake(handshake) => self.shake_hands(&handshake)?,
             Order::Describe => return Ok(Answer::Text(self.description())),
@@ -120,6 +123,7 @@ impl Guest {
                 page,
                 stamps,
             } => self.walk(seed, steps, page, stamps)?,
+            Order::Storm(storm) => return Ok(Answer::Seen(storm::rage(self, storm)?)),
             Order::Time { page, count } => return Ok(Answer::Times(self.time(page, count))),
         }
         Ok(Answer::Done)
@@ -219,48 +223,50 @@ impl Guest {
         }
     }
 
+    /// Does as it pleases with pages that are its own, and checks them against a plain list of what they must be.
     fn walk(
         &self,
-        mut seed: u64,
+        seed: u64,
         steps: usize,
         first: usize,
         mut model: Vec<u64>,
     ) -> anyhow::Result<()> {
-        let mut pick = |below: usize| -> anyhow::Result<usize> {
-            Ok(usize::try_from(
-                next_random(&mut seed) % u64::try_from(below)?,
-            )?)
-        };
+        let mut dice = Dice::of(seed);
         for step in 0..steps {
-            let at = pick(model.len())?;
-            match pick(8)? {
-                0 | 1 => {
-                    let count = (1 + pick(12)?).min(model.len() - at);
-                    self.drop_pages(first + at, count)?;
-                    model[at..at + count].fill(0);
+            let at = dice.up_to(model.len());
+            let kind = dice.up_to(32);
+            let most = match kind {
+                0..=3 => 8,
+                4 => 48,
+                5..=8 => 24,
+                _ => 1,
+            };
+            let pages = at..(at + 1 + dice.up_to(most)).min(model.len());
+            match kind {
+                0..=4 => {
+                    self.drop_pages(first + at, pages.len())?;
+                    model[pages].fill(0);
                 }
-                2 | 3 => {
+                9..=15 => {
                     let stamp = u64::try_from(step)? << 32 | u64::try_from(first + at)? | 1 << 63;
                     self.fill(first + at, stamp);
                     model[at] = stamp;
                 }
-                _ => {
-                    let seen = self.look(first + at);
-                    let page = first + at;
-                    ensure!(
-                        seen == Some(model[at]),
-                        "step {step}: page {page} is {seen:x?}, not {:x}",
-                        model[at]
-                    );
-                }
+                _ => self
+                    .compare(first + at, &model[pages])
+                    .with_context(|| format!("step {step}"))?,
             }
         }
-        for (at, stamp) in model.iter().enumerate() {
-            let page = first + at;
+        self.compare(first, &model).context("in the end")
+    }
+
+    /// Looks at pages, and says which of them is not what it must be.
+    fn compare(&self, first: usize, stamps: &[u64]) -> anyhow::Result<()> {
+        for (page, stamp) in (first..).zip(stamps) {
             let seen = self.look(page);
             ensure!(
                 seen == Some(*stamp),
-                "in the end page {page} is {seen:x?}, not {stamp:x}"
+                "page {page} is {seen:x?}, not {stamp:x}"
             );
         }
         Ok(())
