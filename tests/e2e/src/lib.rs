@@ -10,12 +10,14 @@
 //! (`cargo build -p rekindle` makes it). `REKINDLE_FIRECRACKER` names Firecracker.
 #![forbid(unsafe_code)]
 
+mod dice;
 mod listener;
 mod program;
 mod rekindle;
 mod said;
 mod taps;
 
+pub use dice::Dice;
 pub use listener::{Listener, is_drained, sequence};
 pub use rekindle::{Rekindle, Role, finish, wait_for};
 pub use said::Said;

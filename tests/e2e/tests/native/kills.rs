@@ -9,14 +9,13 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
+use rekindle_e2e::{Dice, Rekindle, Role, SOON, wait_for};
 use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{counter, pattern};
-use crate::dice::Dice;
 use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_KILLS` says otherwise.

@@ -3,7 +3,6 @@
 mod adopt;
 mod bare;
 mod damage;
-mod dice;
 mod ends;
 mod foreign;
 mod host;

@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
+use rekindle_e2e::{Dice, Rekindle, Role, SOON, wait_for};
 use rekindle_engine::Engine;
 use rekindle_engine::programs::Programs;
 use rekindle_engine::store::Root;
@@ -23,7 +23,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bare::{large_pattern, pattern};
-use crate::dice::Dice;
 use crate::story;
 
 /// How many kills at random moments there are unless `REKINDLE_TAKEOVERS` says otherwise.

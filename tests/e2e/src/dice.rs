@@ -3,14 +3,16 @@
 use std::env;
 
 /// Numbers that look random, from a seed that is told when a story fails.
-pub(crate) struct Dice {
+#[derive(Debug)]
+pub struct Dice {
     seed: u64,
     state: u64,
 }
 
 impl Dice {
     /// With the seed `REKINDLE_SEED`, or another one each time.
-    pub(crate) fn new() -> Dice {
+    #[expect(clippy::new_without_default, reason = "no two are alike")]
+    pub fn new() -> Dice {
         let given = env::var("REKINDLE_SEED").ok();
         let now = std::time::UNIX_EPOCH
             .elapsed()
@@ -23,12 +25,12 @@ impl Dice {
     }
 
     /// What repeats this run.
-    pub(crate) fn seed(&self) -> u64 {
+    pub fn seed(&self) -> u64 {
         self.seed
     }
 
     /// One of `0..end`.
-    pub(crate) fn up_to(&mut self, end: usize) -> usize {
+    pub fn up_to(&mut self, end: usize) -> usize {
         // Xorshift: the high bits are good enough to choose a victim.
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
