@@ -1,9 +1,11 @@
 //! `cargo xtask soak`: the stories of which `cargo xtask test` plays a fraction, at length, and fuzzing.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::test::Stage;
 use crate::workspace::Workspace;
 use crate::{assets, fuzz, test};
 
@@ -21,6 +23,12 @@ pub(crate) struct Arguments {
     /// For how long removals rage beside faults and replay; 0 for not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     storm: u32,
+    /// How many kills of page servers at random moments in the lab, while a balloon moves; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    balloon_kills: u32,
+    /// For how long a balloon in the lab never rests, beside faults and replay; 0 for not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    balloon_storm: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -40,6 +48,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.storm > 0 {
         failed.extend(storm(workspace, arguments)?);
     }
+    if arguments.balloon_kills > 0 || arguments.balloon_storm > 0 {
+        failed.extend(balloon(workspace, arguments)?);
+    }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
             bail!("cannot fuzz: {lacks}");
@@ -55,6 +66,27 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// In the lab, whose guests are Linux and have balloons.
+fn balloon(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let (storm, kills) = (arguments.balloon_storm, arguments.balloon_kills);
+    let assets = assets::open(workspace)?;
+    let mut environment = test::environment(workspace, &assets)?;
+    environment.push(("REKINDLE_BALLOON_STORM".into(), storm.to_string()));
+    environment.push(("REKINDLE_BALLOON_KILLS".into(), kills.to_string()));
+    environment.extend(seed(arguments));
+    // The lab is slow, and unevenly so; the story has a limit of its own, below this one.
+    let timeout = Duration::from_secs(600 + 2 * u64::from(storm) + 60 * u64::from(kills));
+    let stage = Stage::open(workspace, &assets, environment, timeout)?;
+    let why = stage.play_whole("storm")?;
+    Ok(why.map(|why| format!("a balloon in the lab ({why})")))
+}
+
+/// What repeats an earlier run.
+fn seed(arguments: &Arguments) -> Option<(String, String)> {
+    let seed = arguments.seed?;
+    Some(("REKINDLE_SEED".into(), seed.to_string()))
 }
 
 fn kills(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
@@ -116,9 +148,7 @@ impl Stories {
             target,
             filter,
         } = self;
-        if let Some(seed) = arguments.seed {
-            environment.push(("REKINDLE_SEED".into(), seed.to_string()));
-        }
+        environment.extend(seed(arguments));
         eprintln!("\n== {what}");
         let status = workspace
             .cargo()

@@ -8,6 +8,7 @@
 //! A test that lacks something prints `SKIPPED <test>: <reason>` and passes; the lines are
 //! repeated at the end, and after them each failed test with what it said.
 
+mod stage;
 mod transcript;
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -19,12 +20,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rekindle_assets::Assets;
-use rekindle_assets::lab::{Options, Outcome};
 use serde::Deserialize;
 
+pub(crate) use self::stage::Stage;
 use self::transcript::{Failure, Tail, Transcript, plain};
 use crate::workspace::Workspace;
-use crate::{assets, fuzz, lab};
+use crate::{assets, fuzz};
 
 const E2E: &str = "rekindle-e2e";
 const PROGRAM: &str = "rekindle";
@@ -95,23 +96,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         } else if arguments.no_lab {
             summary.skipped.push(format!("{name}: --no-lab was given"));
         } else {
-            let lab = assets.lab()?;
-            let options = Options {
-                // With two, QEMU mixes up the state of host and guest now and then (docs/lab.md).
-                cpus: 1,
-                memory_mib: 3072,
-                share: lab::share(workspace),
-                directory: target.directory,
-                environment: environment
-                    .iter()
-                    .cloned()
-                    .chain(lab::inherited())
-                    .collect(),
-                timeout: Some(LAB_TIMEOUT),
-                tries: 3,
-            };
-            let command = [assets::text(&target.executable)?, "--show-output".into()];
-            summary.in_lab(&name, &lab, &command, &options)?;
+            let environment = environment.clone();
+            let stage = Stage::of(workspace, &assets, target, environment, LAB_TIMEOUT)?;
+            summary.in_lab(&name, &stage)?;
         }
     }
     Ok(summary.tell(start.elapsed()))
@@ -242,22 +229,11 @@ impl Summary {
     }
 
     /// Runs tests in the lab.
-    fn in_lab(
-        &mut self,
-        name: &str,
-        lab: &rekindle_assets::Lab,
-        command: &[String],
-        options: &Options,
-    ) -> Result<()> {
+    fn in_lab(&mut self, name: &str, stage: &Stage) -> Result<()> {
         eprintln!("\n== {name}, in the lab");
-        let mut tee = Tee::new(io::stdout());
-        let outcome = lab.run(command, options, &mut tee)?;
-        let failure = match outcome {
-            Outcome::Exited(0) => None,
-            Outcome::Exited(status) => Some(format!("{name} (status {status} in the lab)")),
-            Outcome::TimedOut => Some(format!("{name} (the lab was ended after {LAB_TIMEOUT:?})")),
-        };
-        self.add(tee.end(), failure, Tail::default());
+        let (failure, transcript) = stage.play(&["--show-output"])?;
+        let failure = failure.map(|why| format!("{name} ({why})"));
+        self.add(transcript, failure, Tail::default());
         Ok(())
     }
 

@@ -10,14 +10,17 @@ use rekindle_kit::story::Story;
 use rekindle_pager::Live;
 
 use crate::console::Linux;
+use crate::marks::{leave, taken};
 use crate::story;
 
 /// A file in memory, and nothing that could come from anywhere else.
-const FILL: &str = "mkdir /m; mount -t tmpfs m /m; \
-                    dd if=/dev/urandom of=/m/f bs=1M count=8 2>/dev/null; echo filled";
+const FILL: &str = "mkdir /m; mount -t tmpfs -o size=80% m /m; \
+                    dd if=/dev/urandom of=/m/f bs=1M count=8 2>/dev/null";
 /// It is read in parts: a page that comes in takes the lab milliseconds.
 const PARTS: u32 = 8;
 
+/// How much of what it takes has the mark, at the most, in MiB.
+const MARKED: u32 = 20;
 /// How much the balloon takes, in MiB.
 const TAKEN: u64 = 64;
 /// The guest gives its pages back in its own time, and the lab is slow.
@@ -36,7 +39,8 @@ pub(crate) fn stories() -> Vec<Story> {
 /// A copy of a guest with a balloon, a file in its memory, and the file's checksums.
 fn a_copy(linux: &Linux) -> anyhow::Result<Vec<String>> {
     linux.boots("base", "--balloon 0 --track-dirty-pages")?;
-    let said = linux.asks("base", FILL)?;
+    let line = format!("{FILL}; {}; echo filled", leave(MARKED));
+    let said = linux.asks("base", &line)?;
     ensure!(said.contains("filled"), "{said}");
     let sums = sums(linux, "base", "f")?;
     linux.rekindle.does("snapshot create base --name filled")?;
@@ -61,7 +65,7 @@ fn sums(linux: &Linux, vm: &str, file: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// Tells the balloon how much to hold; the guest has hardly begun when this returns.
-fn resize(linux: &Linux, vm: &str, mib: u64) -> anyhow::Result<()> {
+pub(crate) fn resize(linux: &Linux, vm: &str, mib: u64) -> anyhow::Result<()> {
     let socket = linux.rekindle.vm(vm).join("api.sock");
     let line = format!(
         "api --socket {} PATCH /balloon {{\"amount_mib\":{mib}}}",
@@ -154,10 +158,12 @@ fn grows_and_shrinks(linux: &Linux) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nothing runs between the two, so they must be of one mind about every byte.
+/// Nothing runs between the two, so they must be of one mind about every byte. What the balloon took is not what it was.
 fn a_diff_and_a_full(linux: &Linux) -> anyhow::Result<()> {
     let rekindle = &linux.rekindle;
     rekindle.does("pause copy")?;
+    let live = Live::open(&rekindle.vm("copy").join("pager.state"))?;
+    let removed = live.recently_removed();
     rekindle.does("snapshot create copy --diff --name diff")?;
     rekindle.does("snapshot create copy --name full")?;
     rekindle.does("restore diff --name mapped --backend file --paused --track-dirty-pages")?;
@@ -171,6 +177,7 @@ fn a_diff_and_a_full(linux: &Linux) -> anyhow::Result<()> {
         merged.len() == whole.len() && differ == 0,
         "{differ} pages differ"
     );
+    taken(linux, "filled", "full", &removed)?;
     let said = rekindle.refuses("snapshot create mapped --diff")?;
     ensure!(said.contains("balloon"), "{said}");
     rekindle.does("rm --force mapped")?;

@@ -4,7 +4,9 @@ mod balloon;
 mod console;
 mod disks;
 mod lineage;
+mod marks;
 mod programs;
+mod storm;
 
 use std::process::ExitCode;
 
@@ -14,6 +16,7 @@ use rekindle_kit::story::{Story, main as run};
 fn main() -> ExitCode {
     let stories = [
         balloon::stories(),
+        storm::stories(),
         programs::stories(),
         lineage::stories(),
         disks::stories(),
