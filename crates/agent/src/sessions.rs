@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rekindle_agent::{Exec, Exit, Refusal, SessionId, Why};
+use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
 use crate::program;
@@ -115,8 +116,13 @@ impl Sessions {
     fn ended(&self, pid: Pid) -> io::Result<()> {
         let mut all = self.all();
         let Some(Running { id, session, ended }) = all.running.remove(&pid) else {
-            // An orphan.
-            return reap(pid).map(drop);
+            // An orphan; or a child that could not become its program, whom its starter has waited for.
+            return match reap(pid) {
+                Err(error) if error.raw_os_error() != Some(Errno::CHILD.raw_os_error()) => {
+                    Err(error)
+                }
+                _ => Ok(()),
+            };
         };
         session.reap(|| reap(pid))?;
         // It counts to 1, and never further.
