@@ -4,8 +4,9 @@ use crate::check::Findings;
 use crate::workspace::{Package, Workspace};
 
 /// A package, and what of ours it may be built from; its tests are not bound by this.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("rekindle-firecracker", &[]),
+    ("rekindle-agent", &[]),
     ("rekindle-store", &[]),
     ("rekindle-assets", &[]),
     ("rekindle-pager", &["rekindle-store"]),
