@@ -52,7 +52,7 @@ impl Agent {
 
     /// Runs a shell's command to its end.
     fn sh(&self, name: &str, script: &str) -> (Exit, String, String) {
-        self.call(name, sh(script)).to_the_end()
+        self.call(name, sh(script)).finish()
     }
 
     fn refusal(&self, name: &str, exec: Exec) -> (Why, String) {
@@ -168,7 +168,7 @@ impl Call<'_> {
         }
     }
 
-    fn to_the_end(mut self) -> (Exit, String, String) {
+    fn finish(mut self) -> (Exit, String, String) {
         self.caller.end_input();
         while self.caller.outcome().is_none() {
             self.step().unwrap();
@@ -200,7 +200,7 @@ fn a_program_has_its_output_its_complaints_and_its_status() {
     let agent = Agent::start();
     let (exit, out, err) = agent.sh("a", "echo out; echo err >&2; exit 3");
     assert_eq!((exit, &*out, &*err), (Exit::Status(3), "out\n", "err\n"));
-    let (exit, out, err) = agent.call("b", exec(&["true"])).to_the_end();
+    let (exit, out, err) = agent.call("b", exec(&["true"])).finish();
     assert_eq!((exit, &*out, &*err), (Exit::Status(0), "", ""));
 }
 
@@ -263,7 +263,7 @@ fn a_program_has_the_environment_directory_and_user_that_were_asked_for() {
     let mut asked = sh("pwd; echo $COLOUR; env | wc -l");
     asked.env.push(("COLOUR".into(), "green blue".into()));
     asked.dir = Some("/tmp".into());
-    let (_, out, _) = agent.call("a", asked).to_the_end();
+    let (_, out, _) = agent.call("a", asked).finish();
     // The shell adds its own three.
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines[..2], ["/tmp", "green blue"], "{out}");
@@ -274,7 +274,7 @@ fn a_program_has_the_environment_directory_and_user_that_were_asked_for() {
     }
     let mut asked = sh("id -u; id -g; id -G");
     asked.user = Some("65534:12345".into());
-    let (_, out, _) = agent.call("b", asked).to_the_end();
+    let (_, out, _) = agent.call("b", asked).finish();
     assert_eq!(out, "65534\n12345\n12345\n");
 }
 
@@ -284,7 +284,7 @@ fn a_signal_reaches_the_program_and_its_children() {
     let mut call = agent.call("a", sh("sleep 1000 & echo up; wait"));
     call.hears("up");
     call.line.send(&FromHost::Signal { number: 15 }.frame());
-    let (exit, ..) = call.to_the_end();
+    let (exit, ..) = call.finish();
     assert_eq!(exit, Exit::Signal(15));
 }
 
@@ -300,20 +300,20 @@ fn a_program_that_asks_for_one_has_a_terminal() {
     call.line.send(&FromHost::Resize(size(20, 40)).frame());
     call.caller.write(b"hello\n");
     call.hears("got hello");
-    let (exit, out, err) = call.to_the_end();
+    let (exit, out, err) = call.finish();
     assert!(out.contains("20 40"), "{out}");
     assert_eq!((exit, &*err), (Exit::Status(0), ""));
 
     // The end of the input ends who reads it, and Ctrl-C whoever is in front.
     let mut asked = exec(&["cat"]);
     asked.tty = Some(size(24, 80));
-    let (exit, ..) = agent.call("b", asked.clone()).to_the_end();
+    let (exit, ..) = agent.call("b", asked.clone()).finish();
     assert_eq!(exit, Exit::Status(0));
     let mut call = agent.call("c", asked);
     call.caller.write(b"hi\n");
     call.hears("hi\r\nhi");
     call.caller.write(b"\x03");
-    let (exit, ..) = call.to_the_end();
+    let (exit, ..) = call.finish();
     assert_eq!(exit, Exit::Signal(2));
 }
 
@@ -432,7 +432,7 @@ fn a_program_ends_without_its_caller_unless_it_is_to_live_on() {
     }
     call.breaks();
     call.step().unwrap();
-    let (exit, ..) = call.to_the_end();
+    let (exit, ..) = call.finish();
     assert_eq!(exit, Exit::Status(7));
     assert_eq!(std::fs::read_to_string(left).unwrap(), "went on\n");
 }
@@ -497,7 +497,7 @@ fn nonsense_costs_a_caller_its_connection_and_nobody_else_anything() {
     witness.breaks();
     witness.caller.write(b" and after");
     witness.hears(" and after");
-    let (exit, out, _) = witness.to_the_end();
+    let (exit, out, _) = witness.finish();
     assert_eq!((exit, &*out), (Exit::Status(0), "before and after"));
     drop(idle);
 }
@@ -517,7 +517,7 @@ fn who_does_not_read_stops_the_program_and_not_the_agent() {
     }
     assert_eq!(came, rekindle_agent::WINDOW);
     assert_eq!(agent.sh("b", "echo it answers").1, "it answers\n");
-    let (exit, out, _) = call.to_the_end();
+    let (exit, out, _) = call.finish();
     assert_eq!((exit, out.len()), (Exit::Status(0), 50_000_000));
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.child.id())).unwrap();
     let peak = status
