@@ -28,6 +28,9 @@ const DEATH_PATIENCE: Duration = Duration::from_millis(20);
 /// How long a page server without a VM may take to be seen dead. It may as well wait for one that never comes.
 const IDLE_PATIENCE: Duration = Duration::from_millis(200);
 
+/// How often a Firecracker whose end cannot be waited for is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// How long a process that got SIGKILL may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -123,7 +126,10 @@ impl Crew {
 
     /// Completes when the VM is gone. May be dropped and called again.
     pub(crate) async fn first_death(&self) {
-        let _ = self.firecracker.wait().await;
+        // Whose end cannot be waited for is not dead.
+        while self.firecracker.wait().await.is_err() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Says whose death it was.

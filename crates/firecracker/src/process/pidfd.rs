@@ -100,9 +100,17 @@ impl Pidfd {
 /// Whether there may be enough of what is missing a little later.
 fn is_shortage(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
+    // A limit below the lowest number that may be given out makes a duplicate an invalid argument.
     matches!(
         errno,
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::NOSPC)
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::NOSPC
+                | Errno::INVAL
+        )
     )
 }
 
