@@ -8,9 +8,14 @@ use thiserror::Error;
 
 use super::{Pidfd, arguments_of};
 
-/// The place of the start time in `/proc/<pid>/stat`, counted behind the name: field 22, where the name is
-/// the second and the state (place 0) the third.
+// Places in `/proc/<pid>/stat`, counted behind the name: fields 3, 9, 22 and 49, where the name is the second.
+const STATE: usize = 0;
+const FLAGS: usize = 9 - 3;
 const START_TIME: usize = 22 - 3;
+const END_OF_ARGUMENTS: usize = 49 - 3;
+
+/// The flag of a thread of the kernel, `PF_KTHREAD`.
+const KERNELS: u64 = 0x0020_0000;
 
 /// A process, told from every other that had or will have its pid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,9 +29,12 @@ pub struct ProcessId {
 }
 
 /// What `/proc/<pid>/stat` says of a process.
-struct Stat {
+pub(super) struct Stat {
     state: u8,
+    flags: u64,
     start_time: u64,
+    /// Where they end; 0 before they are there.
+    end_of_arguments: Option<u64>,
 }
 
 impl ProcessId {
@@ -43,9 +51,7 @@ impl ProcessId {
     /// Whether it runs. A zombie does not: it is dead and waits for its parent to ask.
     pub fn is_alive(&self) -> bool {
         let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
-        let runs = |stat: Stat| {
-            stat.start_time == self.start_time && !matches!(stat.state, b'Z' | b'X' | b'x')
-        };
+        let runs = |stat: Stat| stat.start_time == self.start_time && !stat.is_dead();
         same_boot && Stat::of(self.pid).is_ok_and(runs)
     }
 
@@ -72,7 +78,7 @@ impl ProcessId {
 }
 
 impl Stat {
-    fn of(pid: u32) -> Result<Stat, IdentifyError> {
+    pub(super) fn of(pid: u32) -> Result<Stat, IdentifyError> {
         let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
             Ok(stat) => stat,
             Err(source) if is_absence(&source) => return Err(IdentifyError::Gone { pid }),
@@ -84,15 +90,29 @@ impl Stat {
         })
     }
 
-    fn parse(stat: &[u8]) -> Option<Stat> {
+    /// A zombie is dead, too.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// Whether it lives and has not been given its arguments yet.
+    pub(super) fn is_loading(&self) -> bool {
+        !self.is_dead() && self.flags & KERNELS == 0 && self.end_of_arguments == Some(0)
+    }
+
+    pub(super) fn parse(stat: &[u8]) -> Option<Stat> {
         // The name is the program's own to choose and may hold spaces, parentheses and line ends; what
         // follows the last parenthesis does not.
         let name_end = stat.iter().rposition(|byte| *byte == b')')?;
         let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
-        let mut fields = fields.split_ascii_whitespace();
-        let state = *fields.next()?.as_bytes().first()?;
-        let start_time = fields.nth(START_TIME - 1)?.parse().ok()?;
-        Some(Stat { state, start_time })
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let number = |place: usize| fields.get(place)?.parse().ok();
+        Some(Stat {
+            state: *fields.get(STATE)?.as_bytes().first()?,
+            flags: number(FLAGS)?,
+            start_time: number(START_TIME)?,
+            end_of_arguments: number(END_OF_ARGUMENTS),
+        })
     }
 }
 
@@ -231,5 +251,24 @@ mod tests {
     fn half_a_line_is_no_process() {
         assert!(Stat::parse(b"17 (a) S 1 1").is_none());
         assert!(Stat::parse(b"").is_none());
+    }
+
+    fn is_loading(stat: &[u8]) -> bool {
+        Stat::parse(stat).is_some_and(|stat| stat.is_loading())
+    }
+
+    #[test]
+    fn a_process_whose_arguments_end_nowhere_is_being_loaded() {
+        let stat = |state: &str, flags: u64, end: u64| {
+            let zeros = |count: usize| "0 ".repeat(count);
+            let text = format!("7 (a) b) {state} {}{flags} {}{end} 0", zeros(5), zeros(39));
+            is_loading(text.as_bytes())
+        };
+        assert!(stat("R", 0, 0));
+        assert!(!stat("R", 0, 4096));
+        assert!(!stat("R", KERNELS, 0));
+        assert!(!stat("Z", 0, 0));
+        assert!(!is_loading(b"7 (a) b) R 1"));
+        assert!(!is_loading(b""));
     }
 }
