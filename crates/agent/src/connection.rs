@@ -27,7 +27,7 @@ pub(crate) fn attend(sessions: &Arc<Sessions>, peer: Peer) {
 }
 
 fn serve(sessions: &Sessions, mut peer: Peer) -> io::Result<()> {
-    let mut frames = Frames::default();
+    let mut frames = Frames::new();
     let Some(first) = frames.next(&mut peer)? else {
         return Ok(());
     };
@@ -113,22 +113,28 @@ fn nonsense(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::E
 }
 
 /// The frames that come through a connection.
-#[derive(Default)]
 struct Frames {
     decoder: Decoder,
+    buffer: Vec<u8>,
 }
 
 impl Frames {
+    fn new() -> Frames {
+        Frames {
+            decoder: Decoder::default(),
+            buffer: vec![0; BUFFER],
+        }
+    }
+
     /// The next one; `None` when the caller hung up.
     fn next(&mut self, peer: &mut Peer) -> io::Result<Option<Frame>> {
-        let mut buffer = vec![0; BUFFER];
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(nonsense)? {
                 return Ok(Some(frame));
             }
-            match peer.read(&mut buffer) {
+            match peer.read(&mut self.buffer) {
                 Ok(0) => return Ok(None),
-                Ok(count) => self.decoder.feed(&buffer[..count]),
+                Ok(count) => self.decoder.feed(&self.buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // As Firecracker ends every connection when a snapshot is taken.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
