@@ -11,6 +11,9 @@ use std::fmt;
 /// The size of the pages that a `pages` file describes, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// The size of the huge pages that a guest's memory can be made of, in bytes.
+pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
+
 /// The size of the blocks of memory that have a digest each, in bytes.
 pub const BLOCK_SIZE: u64 = 64 * 1024;
 

@@ -28,7 +28,7 @@ pub use file::{merge_into, read, read_for};
 
 use crate::file::FileError;
 use crate::manifest::MAX_MEMORY;
-use crate::unit::{ByteOffset, ByteSize, PAGE_SIZE};
+use crate::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use thiserror::Error;
 
 /// The version of the file that this program writes, and the only one that it reads.
@@ -42,8 +42,6 @@ pub const MAX_SIZE: ByteSize = ByteSize::new(64 << 20);
 
 /// What a page loses that was held back, and that the guest did not ask for.
 const FADE: u8 = 2;
-
-const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// A page that guests touched: where, when, how surely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

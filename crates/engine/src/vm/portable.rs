@@ -5,7 +5,7 @@ use rekindle_store::manifest::{
     Backing, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages,
     Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion, Vsock as VsockInfo,
 };
-use rekindle_store::unit::{ByteOffset, ByteSize, PAGE_SIZE};
+use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
 
 use super::compat;
@@ -15,8 +15,6 @@ use super::record::{Origin, Record};
 use super::restore::RestoreConfig;
 use crate::drives::DriveSource;
 use crate::host;
-
-const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Where Firecracker interrupts the guest's memory on x86-64 (its `arch/x86_64/layout.rs`).
 const GAP_AT: u64 = 3 << 30;

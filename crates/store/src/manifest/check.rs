@@ -4,7 +4,7 @@ use super::{
     Backing, Devices, Drive, FORMAT_VERSION, MAX_MEMORY, MAX_VMSTATE, Manifest, ManifestError,
     MemoryLayout,
 };
-use crate::unit::PAGE_SIZE;
+use crate::unit::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 const MAX_DEVICES: usize = 64;
 
@@ -77,7 +77,7 @@ impl Manifest {
                 "is larger than any memory",
             ),
             (
-                matches!(page_size.get(), PAGE_SIZE | 0x20_0000),
+                matches!(page_size.get(), PAGE_SIZE | HUGE_PAGE_SIZE),
                 "memory.page_size",
                 "is neither 4096 nor 2097152",
             ),
