@@ -94,14 +94,8 @@ fn in_lab(
         assets::text(root)?,
     ];
     let options = Options {
-        // With two, QEMU mixes up the state of host and guest now and then (docs/lab.md).
-        cpus: 1,
-        memory_mib: 3072,
-        share: lab::share(workspace),
-        directory: workspace.root.clone(),
-        environment,
         timeout: Some(LAB_TIMEOUT),
-        tries: 3,
+        ..lab::options(workspace, environment)
     };
     match assets.lab()?.run(&command, &options, &mut io::stdout())? {
         Outcome::Exited(0) => Ok(ExitCode::SUCCESS),

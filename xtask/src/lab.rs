@@ -59,6 +59,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
     }
 }
 
+/// The lab in which Linux guests run, started anew when its own kernel crashes; in the workspace, without a limit.
+pub(crate) fn options(workspace: &Workspace, environment: Vec<(String, String)>) -> Options {
+    Options {
+        // With two, QEMU mixes up the state of host and guest now and then (docs/lab.md).
+        cpus: 1,
+        memory_mib: 3072,
+        share: share(workspace),
+        directory: workspace.root.clone(),
+        environment,
+        timeout: None,
+        tries: 3,
+    }
+}
+
 /// Where the lab can leave results.
 pub(crate) fn share(workspace: &Workspace) -> PathBuf {
     workspace.root.join("target/lab")

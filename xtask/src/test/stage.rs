@@ -44,14 +44,9 @@ impl Stage {
     ) -> Result<Stage> {
         environment.extend(lab::inherited());
         let options = Options {
-            // With two, QEMU mixes up the state of host and guest now and then (docs/lab.md).
-            cpus: 1,
-            memory_mib: 3072,
-            share: lab::share(workspace),
             directory: target.directory.clone(),
-            environment,
             timeout: Some(timeout),
-            tries: 3,
+            ..lab::options(workspace, environment)
         };
         let lab = assets.lab()?;
         Ok(Stage {
