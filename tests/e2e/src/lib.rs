@@ -21,7 +21,23 @@ pub use rekindle::{Rekindle, Role, finish, wait_for};
 pub use said::Said;
 pub use taps::Taps;
 
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
 
 /// How long anything that ought to happen at once may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
+
+/// Waits until something is so that nothing announces.
+///
+/// # Errors
+/// When it is not so after [`SOON`], or cannot be told.
+pub fn until(what: &str, mut is_so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + SOON;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not so: {what}");
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}

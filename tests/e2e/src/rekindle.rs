@@ -286,6 +286,16 @@ impl Rekindle {
             .collect())
     }
 
+    /// One of these processes that has this role.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn one(&self, role: Role) -> anyhow::Result<Process> {
+        let mut all = self.processes()?.into_iter();
+        let found = all.find(|(its, _)| *its == role);
+        Ok(found.with_context(|| format!("no {role:?}"))?.1)
+    }
+
     /// The VMs, as `ps` tells them.
     ///
     /// # Errors

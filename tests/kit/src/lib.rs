@@ -4,6 +4,7 @@ pub mod dice;
 pub mod fake;
 pub mod fixture;
 pub mod guest;
+pub mod huge_pages;
 pub mod invariant;
 pub mod machine;
 pub mod processes;

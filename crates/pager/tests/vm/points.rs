@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rekindle_kit::huge_pages::HugePages;
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
 use rekindle_kit::uffd::{Build, FakeVm, Handed, Handshake, Order, Zeros};
@@ -284,32 +285,9 @@ fn last_copy() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The kernel's limit of huge pages made on demand, raised for a test and put back.
-struct HugePages {
-    before: String,
-}
-
-const SURPLUS: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
-
-impl HugePages {
-    fn allow(pages: u64) -> anyhow::Result<HugePages> {
-        let before = fs::read_to_string(SURPLUS)?;
-        let now: u64 = before.trim().parse()?;
-        fs::write(SURPLUS, (now + pages).to_string())?;
-        Ok(HugePages { before })
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // The next test does not depend on it.
-        let _ = fs::write(SURPLUS, self.before.trim());
-    }
-}
-
 fn huge_pages() -> anyhow::Result<()> {
     requires_root()?;
-    let _allowed = HugePages::allow(8)?;
+    let _allowed = HugePages::more(8)?;
     // Four large pages: with a hole inside, all hole, all data, and one byte of data.
     let mut stamps = mixed(512);
     stamps.extend([0; 512]);

@@ -12,14 +12,13 @@
 //! how many page servers are killed, `REKINDLE_SEED` repeats a run. Without the first two nothing is played; in every run
 //! of the tests the stories of `balloon.rs` do a little of both.
 
-use std::env;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::SOON;
-use rekindle_kit::dice::Dice;
+use rekindle_kit::dice::{Dice, setting};
 use rekindle_kit::story::Story;
 use rekindle_pager::{Live, Stats};
 use rustix::process::{Pid, Signal, kill_process};
@@ -59,16 +58,11 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn seconds() -> u64 {
-    size("REKINDLE_BALLOON_STORM")
+    setting("REKINDLE_BALLOON_STORM", 0)
 }
 
 fn kills() -> u64 {
-    size("REKINDLE_BALLOON_KILLS")
-}
-
-fn size(variable: &str) -> u64 {
-    let given = env::var(variable).ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(0)
+    setting("REKINDLE_BALLOON_KILLS", 0)
 }
 
 /// What the page servers of all copies did.

@@ -1,11 +1,11 @@
 //! A guest whose memory is made of huge pages: refused where there are none, and right in every copy.
 
-use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, Role, SOON};
+use rekindle_kit::huge_pages::HugePages;
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
 
@@ -21,34 +21,12 @@ pub(crate) fn stories() -> Vec<Story> {
     )]
 }
 
-/// The kernel's limit of huge pages made on demand, raised for a test and put back.
-struct Allowed {
-    before: String,
-}
-
-const LIMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
-
-impl Allowed {
-    fn pages(pages: u64) -> anyhow::Result<Allowed> {
-        let before = fs::read_to_string(LIMIT).context(LIMIT)?;
-        fs::write(LIMIT, pages.to_string()).context(LIMIT)?;
-        Ok(Allowed { before })
-    }
-}
-
-impl Drop for Allowed {
-    fn drop(&mut self) {
-        // The next test does not depend on it.
-        let _ = fs::write(LIMIT, self.before.trim());
-    }
-}
-
 fn every_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
     requires_root()?;
     let guest = rekindle.guest(&large_pattern())?;
     let run = format!("run {guest} --huge-pages --track-dirty-pages --detach --name original");
     {
-        let _allowed = Allowed::pages(3)?;
+        let _allowed = HugePages::limited_to(3)?;
         let said = rekindle.tries(&run)?.refused(125)?;
         ensure!(said.contains("has 6 MiB of them left"), "{said}");
         ensure!(said.contains("echo 32 > "), "{said}");
@@ -58,7 +36,7 @@ fn every_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
         .tries(&format!("run {odd} --huge-pages --detach"))?
         .refused(125)?;
     ensure!(said.contains("multiple of 2 MiB"), "{said}");
-    let _allowed = Allowed::pages(256)?;
+    let _allowed = HugePages::limited_to(256)?;
     rekindle.does(&run)?;
     goes_on(rekindle, "original")?;
     rekindle.does("snapshot create original --name base")?;
@@ -77,14 +55,14 @@ fn every_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
         let replayed = count(&pager, "replayed")?;
         ensure!((replayed > 0) == (name == "second"), "{name}: {pager}");
         if name == "third" {
-            kill_the_pager(rekindle)?;
+            rekindle.one(Role::Pager)?.kill(SOON)?;
             goes_on(rekindle, name)?;
         }
         // By this its page server adds what it saw to the working set.
         rekindle.does(&format!("stop {name} --grace 0"))?;
     }
     // Enough for each alone, with the one page that is written into a copy as it is loaded.
-    fs::write(LIMIT, "33")?;
+    let _few = HugePages::limited_to(33)?;
     for name in ["this", "that"] {
         rekindle.does(&format!("restore base --name {name} --paused --no-replay"))?;
     }
@@ -111,13 +89,4 @@ fn one_runs_out(rekindle: &Rekindle) -> anyhow::Result<()> {
         ensure!(Instant::now() < deadline, "both run: {left:?}");
         sleep(Duration::from_millis(20));
     }
-}
-
-fn kill_the_pager(rekindle: &Rekindle) -> anyhow::Result<()> {
-    for (role, process) in rekindle.processes()? {
-        if role == Role::Pager {
-            process.kill(SOON)?;
-        }
-    }
-    Ok(())
 }

@@ -5,12 +5,11 @@
 
 use std::fmt;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, Role, SOON, wait_for};
+use rekindle_e2e::{Rekindle, Role, SOON, until, wait_for};
 use rekindle_kit::dice::{Dice, setting};
-use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -118,12 +117,6 @@ fn kill(rekindle: &Rekindle, victim: Victim) -> anyhow::Result<bool> {
     Ok(found)
 }
 
-fn one(rekindle: &Rekindle, role: Role) -> anyhow::Result<Process> {
-    let mut all = rekindle.processes()?.into_iter();
-    let found = all.find(|(its, _)| *its == role);
-    Ok(found.with_context(|| format!("no {role:?}"))?.1)
-}
-
 /// What the next command says, which must be true.
 fn truth(rekindle: &Rekindle) -> anyhow::Result<Vec<Value>> {
     let vms = asked(rekindle)?;
@@ -205,34 +198,24 @@ fn a_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until something is so; nothing announces it.
-fn until(what: &str, mut is_so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + SOON;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not so: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
 fn a_killed_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
     for _ in 0..3 {
-        let monitor = one(rekindle, Role::Monitor)?;
-        let firecracker = one(rekindle, Role::Firecracker)?;
+        let monitor = rekindle.one(Role::Monitor)?;
+        let firecracker = rekindle.one(Role::Firecracker)?;
         monitor.kill(SOON)?;
         let vms = truth(rekindle)?;
         ensure!(vms[0]["state"] == "running", "{vms:?}");
-        ensure!(one(rekindle, Role::Firecracker)? == firecracker);
-        ensure!(one(rekindle, Role::Monitor)?.pid() != monitor.pid());
+        ensure!(rekindle.one(Role::Firecracker)? == firecracker);
+        ensure!(rekindle.one(Role::Monitor)?.pid() != monitor.pid());
         goes_on(rekindle, "copy")?;
     }
     // Every verb works on what was taken up.
     rekindle.does("pause copy")?;
-    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    rekindle.one(Role::Monitor)?.kill(SOON)?;
     rekindle.does("resume copy")?;
     rekindle.does("snapshot create copy")?;
-    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    rekindle.one(Role::Monitor)?.kill(SOON)?;
     rekindle.does("stop copy --grace 0")?;
     ensure!(rekindle.state_of("copy")? == "stopped");
     Ok(())
@@ -240,10 +223,10 @@ fn a_killed_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
 
 fn keeper_and_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
-    one(rekindle, Role::Keeper)?.kill(SOON)?;
+    rekindle.one(Role::Keeper)?.kill(SOON)?;
     goes_on(rekindle, "copy")?;
     truth(rekindle)?;
-    one(rekindle, Role::Monitor)?.kill(SOON)?;
+    rekindle.one(Role::Monitor)?.kill(SOON)?;
     let said = rekindle.tries("ps --json")?;
     ensure!(
         said.err
@@ -252,7 +235,7 @@ fn keeper_and_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     ensure!(said.json()?[0]["state"] == "running");
     goes_on(rekindle, "copy")?;
-    one(rekindle, Role::Keeper)?;
+    rekindle.one(Role::Keeper)?;
     let said = rekindle.tries("ps --json")?;
     ensure!(said.err.is_empty(), "{said:?}");
     Ok(())
@@ -264,7 +247,7 @@ fn without_its_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
     rekindle.does("restore base --name copy --backend file")?;
     rekindle.refuses("snapshot rm base")?;
     for role in [Role::Keeper, Role::Monitor] {
-        one(rekindle, role)?.kill(SOON)?;
+        rekindle.one(role)?.kill(SOON)?;
     }
     rekindle.does("snapshot rm base")?;
     ensure!(truth(rekindle)?[0]["state"] == "running");
@@ -276,7 +259,7 @@ fn without_its_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
 
 fn a_killed_pager(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
-    let pager = one(rekindle, Role::Pager)?;
+    let pager = rekindle.one(Role::Pager)?;
     pager.kill(SOON)?;
     let vms = truth(rekindle)?;
     ensure!(vms[0]["state"] == "running", "{vms:?}");
@@ -333,7 +316,7 @@ fn watches(pid: u32) -> anyhow::Result<bool> {
 fn nobody_left_to_tell(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
     for role in [Role::Keeper, Role::Monitor, Role::Firecracker] {
-        one(rekindle, role)?.kill(SOON)?;
+        rekindle.one(role)?.kill(SOON)?;
     }
     let vms = truth(rekindle)?;
     ensure!(
@@ -354,7 +337,7 @@ fn killed_in_a_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
             Ok(begun(rekindle)? || create.try_wait()?.is_some())
         })?;
         std::thread::sleep(Duration::from_millis(delay));
-        one(rekindle, Role::Monitor)?.kill(SOON)?;
+        rekindle.one(Role::Monitor)?.kill(SOON)?;
         let status = wait_for(&mut create, SOON)?;
         let vms = truth(rekindle)?;
         ensure!(vms[0]["state"] == "running", "after {delay} ms: {vms:?}");

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use rekindle_e2e::{Rekindle, Role, SOON, Said, Taps, finish};
+use rekindle_e2e::{Rekindle, Role, SOON, Said, Taps, finish, until};
 use rekindle_engine::Engine;
 use rekindle_engine::programs::Programs;
 use rekindle_engine::store::Root;
@@ -89,16 +89,6 @@ fn nothing_left(rekindle: &Rekindle) -> anyhow::Result<()> {
         "{:?}",
         rekindle.vms()
     );
-    Ok(())
-}
-
-/// Waits until something is so; nothing announces it.
-fn until(what: &str, mut is_so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + SOON;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not so: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
     Ok(())
 }
 

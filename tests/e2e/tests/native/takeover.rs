@@ -118,13 +118,6 @@ fn all_is_right(rekindle: &Rekindle, vm: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn one(rekindle: &Rekindle, role: Role) -> anyhow::Result<Process> {
-    let found = rekindle.processes()?.into_iter();
-    let mut found = found.filter(|(its, _)| *its == role);
-    let (_, process) = found.next().with_context(|| format!("no {role:?}"))?;
-    Ok(process)
-}
-
 /// What is written down of a VM.
 fn record(rekindle: &Rekindle, vm: &str) -> anyhow::Result<Value> {
     let text = fs::read(rekindle.vm(vm).join("record.json"))?;
@@ -156,7 +149,7 @@ fn next_pager(rekindle: &Rekindle, vm: &str, old: i32) -> anyhow::Result<Process
 /// There is one process of each kind, and the record names the page server that there is.
 fn is_whole(rekindle: &Rekindle) -> anyhow::Result<()> {
     for role in [Role::Keeper, Role::Monitor, Role::Firecracker] {
-        one(rekindle, role)?;
+        rekindle.one(role)?;
     }
     let deadline = Instant::now() + SOON;
     loop {
@@ -215,7 +208,7 @@ fn during_load(rekindle: &Rekindle) -> anyhow::Result<()> {
     for round in 0..5 {
         // The state is there before the first page is served, and so before the load is answered.
         let mut verb = restoring(rekindle, "pager.state")?;
-        one(rekindle, Role::Pager)?.kill(SOON)?;
+        rekindle.one(Role::Pager)?.kill(SOON)?;
         let status = wait_for(&mut verb, SOON)?;
         ensure!(status.success(), "round {round}: {status}");
         all_is_right(rekindle, "copy")?;
@@ -232,7 +225,7 @@ fn during_a_snapshot(rekindle: &Rekindle) -> anyhow::Result<()> {
     let mut verb = rekindle.command("snapshot create copy --name again");
     let mut verb = verb.stdout(Stdio::null()).spawn()?;
     std::thread::sleep(Duration::from_millis(15));
-    one(rekindle, Role::Pager)?.kill(SOON)?;
+    rekindle.one(Role::Pager)?.kill(SOON)?;
     ensure!(wait_for(&mut verb, SOON)?.success());
     rekindle.does("snapshot verify again")?;
     rekindle.does("rm --force copy")?;
@@ -338,14 +331,14 @@ async fn in_the_library(rekindle: &Rekindle) -> anyhow::Result<()> {
         .await?;
     for _ in 0..3 {
         let before = vm.record().pager.context("a page server")?;
-        one(rekindle, Role::Pager)?.kill(SOON)?;
+        rekindle.one(Role::Pager)?.kill(SOON)?;
         verified(&mut vm).await?;
         let now = vm.record().pager.context("another page server")?;
         ensure!(now != before, "it is the same");
         ensure!(now.is_alive());
     }
     // A call goes on, too.
-    one(rekindle, Role::Pager)?.kill(SOON)?;
+    rekindle.one(Role::Pager)?.kill(SOON)?;
     vm.pause().await?;
     vm.resume().await?;
     verified(&mut vm).await?;
@@ -359,7 +352,7 @@ async fn in_the_library(rekindle: &Rekindle) -> anyhow::Result<()> {
         .restore(&snapshot, RestoreConfig::new("copy".parse()?))
         .await?;
     vm.detach();
-    one(rekindle, Role::Pager)?.kill(SOON)?;
+    rekindle.one(Role::Pager)?.kill(SOON)?;
     let said = rekindle.tries("ps --json")?;
     ensure!(said.err.contains("the VM is running now"), "{said:?}");
     all_is_right(rekindle, "copy")
@@ -406,7 +399,7 @@ fn successor(rekindle: &Rekindle, does: &str, said: &str) -> anyhow::Result<()> 
         let snapshot = engine.snapshot("base")?;
         let config = RestoreConfig::new("copy".parse()?);
         let mut vm = engine.restore(&snapshot, config).await?;
-        one(rekindle, Role::Pager)?.kill(SOON)?;
+        rekindle.one(Role::Pager)?.kill(SOON)?;
         let State::Failed(Why::PagerDied { exit }) = vm.ended().await else {
             bail!("it ended as {}", vm.state());
         };
@@ -420,15 +413,12 @@ fn successor(rekindle: &Rekindle, does: &str, said: &str) -> anyhow::Result<()> 
 fn with_the_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
     for role in [Role::Monitor, Role::Pager] {
-        let old = one(rekindle, role)?;
-        let other = one(
-            rekindle,
-            if role == Role::Pager {
-                Role::Monitor
-            } else {
-                Role::Pager
-            },
-        )?;
+        let old = rekindle.one(role)?;
+        let other = rekindle.one(if role == Role::Pager {
+            Role::Monitor
+        } else {
+            Role::Pager
+        })?;
         old.kill(SOON)?;
         // Its keeper may have been that fast.
         let _ = other.kill(SOON);
@@ -444,7 +434,7 @@ fn with_the_monitor(rekindle: &Rekindle) -> anyhow::Result<()> {
 fn without_a_watcher(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
     for role in [Role::Keeper, Role::Monitor, Role::Pager] {
-        one(rekindle, role)?.kill(SOON)?;
+        rekindle.one(role)?.kill(SOON)?;
     }
     let said = rekindle.tries("ps --json")?;
     ensure!(said.err.contains("the VM is running now"), "{said:?}");
@@ -456,8 +446,8 @@ fn by_hand(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_copy(rekindle)?;
     let mut by_hand = Vec::new();
     for _ in 0..3 {
-        let old = one(rekindle, Role::Pager)?;
-        let firecracker = one(rekindle, Role::Firecracker)?;
+        let old = rekindle.one(Role::Pager)?;
+        let firecracker = rekindle.one(Role::Firecracker)?;
         let mut command = rekindle.command(&format!("pager --adopt {}", firecracker.pid()));
         let child = command.stderr(Stdio::piped()).spawn()?;
         let pid = i32::try_from(child.id())?;
@@ -466,11 +456,11 @@ fn by_hand(rekindle: &Rekindle) -> anyhow::Result<()> {
         // Whoever watches may have started one, too; that one finds the VM served, and ends.
         all_is_right(rekindle, "copy")?;
         is_whole(rekindle)?;
-        let now = one(rekindle, Role::Pager)?.pid();
+        let now = rekindle.one(Role::Pager)?.pid();
         ensure!(now == pid, "{now} serves, and not {pid}");
     }
     // Whoever serves is watched.
-    one(rekindle, Role::Pager)?.kill(SOON)?;
+    rekindle.one(Role::Pager)?.kill(SOON)?;
     all_is_right(rekindle, "copy")?;
     is_whole(rekindle)?;
     for mut child in by_hand {
