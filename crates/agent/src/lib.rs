@@ -17,6 +17,7 @@ mod caller;
 mod flow;
 mod frame;
 mod message;
+mod transfer;
 
 pub use caller::{Caller, CallerError};
 pub use flow::{Inbox, Offence, Outbox, WINDOW};
@@ -25,6 +26,7 @@ pub use message::{
     Exec, Exit, Fate, FromAgent, FromHost, InvalidSessionId, MessageError, Received, Refusal,
     SessionId, Size, Why,
 };
+pub use transfer::Transfer;
 
 /// The version of the protocol. Either side refuses another's.
 pub const PROTOCOL: u32 = 1;

@@ -7,6 +7,7 @@
 //! ```
 
 mod connection;
+mod copying;
 mod peer;
 mod program;
 mod session;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rekindle_agent::PORT;
+use rekindle_agent::{PORT, Transfer};
 
 use crate::peer::Listener;
 use crate::sessions::Sessions;
@@ -45,7 +46,10 @@ fn main() -> ExitCode {
             println!("rekindle-agent {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        _ => return wrong_usage(),
+        words => match Transfer::parse(words) {
+            Some(transfer) => return copying::run(&transfer),
+            None => return wrong_usage(),
+        },
     };
     match listener {
         Ok(listener) => serve(&listener),

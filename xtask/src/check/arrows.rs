@@ -4,9 +4,10 @@ use crate::check::Findings;
 use crate::workspace::{Package, Workspace};
 
 /// A package, and what of ours it may be built from; its tests are not bound by this.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("rekindle-firecracker", &[]),
-    ("rekindle-agent", &[]),
+    ("rekindle-archive", &[]),
+    ("rekindle-agent", &["rekindle-archive"]),
     ("rekindle-store", &[]),
     ("rekindle-assets", &[]),
     ("rekindle-pager", &["rekindle-store"]),

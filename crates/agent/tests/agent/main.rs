@@ -1,0 +1,5 @@
+//! What a real agent does for its callers.
+
+mod copies;
+mod harness;
+mod sessions;
