@@ -116,7 +116,9 @@ impl Caller {
             }
             FromAgent::Begun { .. } => Err(CallerError::OutOfPlace("twice that it has begun")),
             FromAgent::Exited(_) => Err(CallerError::OutOfPlace("that what never began ended")),
-            FromAgent::Pong { .. } => Err(CallerError::OutOfPlace("that it is there")),
+            FromAgent::Hello(_) | FromAgent::Pong(_) => {
+                Err(CallerError::OutOfPlace("that it is there"))
+            }
         }
     }
 

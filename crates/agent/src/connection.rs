@@ -4,7 +4,9 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::thread;
 
-use rekindle_agent::{Decoder, Frame, FromAgent, FromHost, PROTOCOL, Received, Refusal, Why};
+use rekindle_agent::{
+    Decoder, Frame, FromAgent, FromHost, Hello, PROTOCOL, Received, Refusal, Why,
+};
 
 use crate::peer::Peer;
 use crate::session::Session;
@@ -35,11 +37,7 @@ fn serve(sessions: &Sessions, mut peer: Peer) -> io::Result<()> {
         return Err(nonsense("the first frame is no message"));
     };
     match FromHost::parse(&json).map_err(nonsense)? {
-        FromHost::Ping => {
-            let version = env!("CARGO_PKG_VERSION").to_owned();
-            let protocol = PROTOCOL;
-            tell(&mut peer, &FromAgent::Pong { protocol, version })
-        }
+        FromHost::Ping => tell(&mut peer, &FromAgent::Pong(ourselves())),
         FromHost::Open { protocol, .. } if protocol != PROTOCOL => {
             let version = env!("CARGO_PKG_VERSION");
             let words = format!(
@@ -102,10 +100,27 @@ fn write(session: &Session, call: u64, mut peer: Peer) {
     peer.shut_down();
 }
 
+/// Calls the host, to say that the agent listens. Nobody may be there to hear it: who owns the VM later asks by himself.
+pub(crate) fn announce() -> io::Result<()> {
+    tell(&mut Peer::host()?, &FromAgent::Hello(ourselves()))
+}
+
+fn ourselves() -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
 fn tell(peer: &mut Peer, message: &FromAgent) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.frame().encode(&mut bytes);
     peer.write_all(&bytes)
+}
+
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionReset, NotConnected};
+    matches!(error.kind(), ConnectionReset | NotConnected)
 }
 
 fn nonsense(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -136,8 +151,8 @@ impl Frames {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.decoder.feed(&self.buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // As Firecracker ends every connection when a snapshot is taken.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                // As Firecracker ends every connection when a snapshot is taken, and a newer one the older.
+                Err(error) if is_end(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }

@@ -23,8 +23,8 @@ pub use caller::{Caller, CallerError};
 pub use flow::{Inbox, Offence, Outbox, WINDOW};
 pub use frame::{Decoder, Frame, FrameError, MAX_DATA, MAX_FRAME, Stream};
 pub use message::{
-    Exec, Exit, Fate, FromAgent, FromHost, InvalidSessionId, MessageError, Received, Refusal,
-    SessionId, Size, Why,
+    Exec, Exit, Fate, FromAgent, FromHost, Hello, InvalidSessionId, MessageError, Received,
+    Refusal, SessionId, Size, Why,
 };
 pub use transfer::Transfer;
 
@@ -33,3 +33,6 @@ pub const PROTOCOL: u32 = 1;
 
 /// The vsock port that the agent listens on.
 pub const PORT: u32 = 5252;
+
+/// The vsock port of the host that the agent calls once it listens.
+pub const HELLO_PORT: u32 = 5253;

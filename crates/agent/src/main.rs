@@ -8,6 +8,7 @@
 
 mod connection;
 mod copying;
+mod init;
 mod peer;
 mod program;
 mod session;
@@ -15,6 +16,7 @@ mod sessions;
 mod sys;
 mod users;
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,8 +28,8 @@ use rekindle_agent::{PORT, Transfer};
 use crate::peer::Listener;
 use crate::sessions::Sessions;
 
-const USAGE: &str = "usage: rekindle-agent [--listen PORT | --listen-unix PATH]
-Runs programs for the host, which calls through vsock (port 5252 unless told otherwise).";
+const USAGE: &str = "usage: rekindle-agent [--init | --listen-unix PATH]
+Runs programs for the host, which calls through vsock (port 5252). With --init it is the guest's first program.";
 
 /// How long to wait when the guest has nothing left to take a connection with.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -35,29 +37,30 @@ const PAUSE: Duration = Duration::from_millis(100);
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let listener = match words.as_slice() {
-        [] => Listener::vsock(PORT),
-        ["--listen", port] => match port.parse() {
-            Ok(port) => Listener::vsock(port),
-            Err(_) => return wrong_usage(),
-        },
-        ["--listen-unix", path] => Listener::unix(Path::new(path)),
+    match words.as_slice() {
+        [] => serve(Listener::vsock(PORT), Place::Beside),
+        ["--init"] => serve(Listener::vsock(PORT), Place::First),
+        ["--listen-unix", path] => serve(Listener::unix(Path::new(path)), Place::Apart),
         ["--version"] => {
             println!("rekindle-agent {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
         words => match Transfer::parse(words) {
-            Some(transfer) => return copying::run(&transfer),
-            None => return wrong_usage(),
+            Some(transfer) => copying::run(&transfer),
+            None => wrong_usage(),
         },
-    };
-    match listener {
-        Ok(listener) => serve(&listener),
-        Err(error) => {
-            eprintln!("rekindle-agent: cannot listen: {error}");
-            ExitCode::FAILURE
-        }
     }
+}
+
+/// Where the agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// As the guest's first program.
+    First,
+    /// Beside the guest's first program.
+    Beside,
+    /// In no guest.
+    Apart,
 }
 
 fn wrong_usage() -> ExitCode {
@@ -65,24 +68,47 @@ fn wrong_usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-fn serve(listener: &Listener) -> ExitCode {
+fn serve(listener: io::Result<Listener>, place: Place) -> ExitCode {
+    let sessions = Arc::new(Sessions::default());
+    match listener.and_then(|listener| begin(&sessions, place).map(|()| listener)) {
+        Ok(listener) => accept(&sessions, &listener),
+        Err(error) => {
+            eprintln!("rekindle-agent: cannot begin: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts what runs beside the listener.
+fn begin(sessions: &Arc<Sessions>, place: Place) -> io::Result<()> {
+    if place == Place::First {
+        init::begin(sessions)?;
+    }
     // Orphans of programs come to us, and are waited for.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let sessions = Arc::new(Sessions::default());
     let waits = sessions.clone();
-    let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
-        if let Err(error) = waits.reap() {
-            eprintln!("rekindle-agent: cannot wait for programs: {error}");
-            std::process::exit(1);
-        }
-    });
-    if let Err(error) = reaper {
-        eprintln!("rekindle-agent: no thread: {error}");
-        return ExitCode::FAILURE;
+    thread::Builder::new()
+        .name("reaper".into())
+        .spawn(move || {
+            if let Err(error) = waits.reap() {
+                eprintln!("rekindle-agent: cannot wait for programs: {error}");
+                std::process::exit(1);
+            }
+        })?;
+    if place != Place::Apart {
+        // Beside, as the host may take its time.
+        thread::Builder::new().name("hello".into()).spawn(|| {
+            // Nobody hears it where nobody waits for it, which is no failure.
+            let _ = connection::announce();
+        })?;
     }
+    Ok(())
+}
+
+fn accept(sessions: &Arc<Sessions>, listener: &Listener) -> ExitCode {
     loop {
         match listener.accept() {
-            Ok(peer) => connection::attend(&sessions, peer),
+            Ok(peer) => connection::attend(sessions, peer),
             // A caller that is gone again, or a guest that is out of descriptors for now.
             Err(error) => {
                 eprintln!("rekindle-agent: a caller was lost: {error}");

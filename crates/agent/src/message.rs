@@ -41,13 +41,10 @@ pub enum FromHost {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum FromAgent {
+    /// The first and only message of a stream that the agent opens: it listens from now on.
+    Hello(Hello),
     /// The answer to [`FromHost::Ping`].
-    Pong {
-        /// The agent's [`PROTOCOL`](crate::PROTOCOL).
-        protocol: u32,
-        /// The agent's release.
-        version: String,
-    },
+    Pong(Hello),
     /// The program runs, or did.
     Begun {
         /// Its pid in the guest.
@@ -59,6 +56,15 @@ pub enum FromAgent {
     Refused(Refusal),
     /// The program has ended. All of its output was sent before.
     Exited(Exit),
+}
+
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The agent's [`PROTOCOL`](crate::PROTOCOL).
+    pub protocol: u32,
+    /// The agent's release.
+    pub version: String,
 }
 
 /// What to run.
@@ -273,6 +279,14 @@ mod tests {
         assert_eq!(
             begun.frame(),
             Frame::Message(r#"{"is":"begun","pid":7,"stdin":0}"#.into())
+        );
+        let hello = Hello {
+            protocol: 1,
+            version: "0.1.0".into(),
+        };
+        assert_eq!(
+            FromAgent::Hello(hello).frame(),
+            Frame::Message(r#"{"is":"hello","protocol":1,"version":"0.1.0"}"#.into())
         );
         let exited = r#"{"is":"exited","status":3}"#;
         assert_eq!(

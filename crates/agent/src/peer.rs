@@ -5,7 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use rekindle_agent::HELLO_PORT;
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 /// A connection.
 #[derive(Debug)]
@@ -15,6 +16,12 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
+    /// The host, where it waits for the agent's call.
+    pub(crate) fn host() -> io::Result<Peer> {
+        let host = VsockAddr::new(VMADDR_CID_HOST, HELLO_PORT);
+        Ok(Peer::Vsock(VsockStream::connect(&host)?))
+    }
+
     pub(crate) fn try_clone(&self) -> io::Result<Peer> {
         Ok(match self {
             Peer::Vsock(stream) => Peer::Vsock(stream.try_clone()?),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rekindle_agent::{Exec, Exit, Refusal, SessionId, Why};
@@ -24,6 +25,8 @@ pub(crate) struct Sessions {
     all: Mutex<All>,
     /// There is a program to wait for.
     started: Condvar,
+    /// None is left.
+    none_left: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +109,13 @@ impl Sessions {
         }
     }
 
+    /// Waits until no program of a session runs, so long at the most.
+    pub(crate) fn wait_for_none(&self, patience: Duration) {
+        let all = self.all();
+        let some_run = |all: &mut All| !all.running.is_empty();
+        drop(self.none_left.wait_timeout_while(all, patience, some_run));
+    }
+
     fn wait_for_a_start(&self) {
         let all = self.all();
         if all.running.is_empty() {
@@ -128,6 +138,7 @@ impl Sessions {
         // It counts to 1, and never further.
         let _ = rustix::io::write(&*ended, &1u64.to_ne_bytes());
         all.ended.push(id);
+        self.none_left.notify_all();
         all.tidy();
         Ok(())
     }

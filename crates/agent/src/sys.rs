@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::sys::signal::SigSet;
 use rustix::process::{Gid, Uid};
 
 /// Who a program runs as.
@@ -23,6 +24,8 @@ pub(crate) struct Identity {
 /// gives it its identity.
 pub(crate) fn lead(command: &mut Command, on_terminal: bool, identity: Option<Identity>) {
     let before_exec = move || -> io::Result<()> {
+        // What the agent keeps for itself where it is the guest's first program.
+        SigSet::empty().thread_set_mask()?;
         rustix::process::setsid()?;
         if on_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;

@@ -1,27 +1,27 @@
 #!/bin/sh
 # The first program of a guest, in its initrd.
 #
-#   modules ─> /dev/vda mounted ─┬─ rekindle.cmd=… ─> run, print the status, power off
-#                                └─ otherwise ──────> the image's own init
+#   modules ─> /dev/vda mounted ─> the agent put into /run ─┬─ the image has an init ─> both, side by side
+#                                                           └─ it has none ──────────> the agent alone
 #
 # Kernel command line:
-#   root=/dev/vda     mount it (Firecracker adds this for the root drive, and ro or rw);
-#                     without it everything happens in the initrd
-#   rekindle.cmd=X    X is a shell line in base64url
-#   init=PATH         the image's init, else /sbin/init
+#   root=/dev/vda         mount it (Firecracker adds this for the root drive, and ro or rw);
+#                         without it everything happens in the initrd
+#   init=PATH             the image's init, else /sbin/init
+#   rekindle.init=agent   the agent alone, also where the image has an init
+#   rekindle.cmd=X        X is a shell line in base64url
 #
-# A command's status is printed as "rekindle: exit N" on a line of its own, after one line break
-# that is not the command's. With reboot=k, powering off ends Firecracker with status 0.
+# With reboot=k, going down ends Firecracker with status 0.
 
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=linux
 set -f
 
 finish() {
-    printf '\nrekindle: exit %s\n' "$1"
+    [ $# = 0 ] || printf '\nrekindle: exit %s\n' "$1"
     # Setting the terminal waits until it has sent what it holds.
     stty sane
     sync
-    # That line is the last one: no word from the kernel about going down.
+    # No word from the kernel about going down.
     echo 0 >/proc/sys/kernel/printk
     reboot -f
 }
@@ -29,6 +29,15 @@ finish() {
 fail() {
     echo "rekindle: $1"
     finish 125
+}
+
+# Where the root is mounted read-only, and where the image's init looks: a tmpfs that it leaves alone.
+put_agent() {
+    mkdir -p "$1/run" 2>/dev/null
+    [ -d "$1/run" ] || fail "the image has no /run, and nothing can be made in it"
+    mount -t tmpfs -o nosuid,nodev,mode=0755 tmpfs "$1/run"
+    mkdir "$1/run/rekindle"
+    cp /bin/rekindle-agent "$1/run/rekindle/agent"
 }
 
 mkdir -p /proc /sys /dev /root /run /tmp
@@ -46,11 +55,12 @@ done
 modprobe -a $(cat /etc/modules)
 ip link set lo up
 
-root= mode=ro command= has_command= init=/sbin/init
+root= mode=ro command= has_command= first=image init=/sbin/init
 for word in $(cat /proc/cmdline); do
     case $word in
     root=*) root=${word#root=} ;;
     ro | rw) mode=$word ;;
+    rekindle.init=*) first=${word#rekindle.init=} ;;
     rekindle.cmd=*)
         has_command=yes
         command=$(printf %s "${word#rekindle.cmd=}" | tr -- '-_' '+/' | base64 -d)
@@ -75,21 +85,26 @@ if [ -n "$root" ]; then
         fi
     done
     if [ "$mode" = ro ]; then
-        for directory in run tmp; do
-            [ ! -d /root/$directory ] || mount -t tmpfs -o nosuid,nodev tmpfs /root/$directory
-        done
+        [ ! -d /root/tmp ] || mount -t tmpfs -o nosuid,nodev tmpfs /root/tmp
     fi
-    if [ -z "$has_command" ]; then
-        [ -x "/root$init" ] || [ -L "/root$init" ] || fail "the image has no $init"
-        exec switch_root /root "$init"
+    put_agent /root
+    if [ -n "$has_command" ]; then
+        chroot /root /bin/sh -c "$command"
+        finish $?
     fi
-    chroot /root /bin/sh -c "$command"
-    finish $?
+    if [ "$first" = agent ] || ! { [ -x "/root$init" ] || [ -L "/root$init" ]; }; then
+        exec switch_root /root /run/rekindle/agent --init
+    fi
+    setsid chroot /root /run/rekindle/agent </dev/null &
+    exec switch_root /root "$init"
 fi
 
+put_agent ""
 if [ -n "$has_command" ]; then
     sh -c "$command"
     finish $?
 fi
+[ "$first" != agent ] || exec /run/rekindle/agent --init
+setsid /run/rekindle/agent </dev/null &
 setsid cttyhack sh
-finish $?
+finish

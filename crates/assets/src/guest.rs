@@ -4,7 +4,7 @@
 //! linux-image-cloud-amd64 ─┬─ vmlinuz ─ unpacked ──> vmlinux
 //!                          └─ modules ─┐
 //! busybox-static ──────────────────────┼─ cpio ────> initrd
-//! guest-init.sh ───────────────────────┘
+//! guest-init.sh, the agent ────────────┘
 //! ```
 
 use std::fs;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::agent::AGENT;
 use crate::cache::Built;
 use crate::debian::Unpacked;
 use crate::event::Event;
@@ -56,7 +57,8 @@ impl Assets {
     /// # Errors
     /// When apt cannot download the packages, or what they hold is not as expected.
     pub fn guest(&self) -> Result<Guest> {
-        let recipe = recipe(&[BUILDER, KERNEL_PACKAGE, INIT], &[&MODULES]);
+        let agent = Sha256::of(AGENT).to_string();
+        let recipe = recipe(&[BUILDER, KERNEL_PACKAGE, INIT, &agent], &[&MODULES]);
         let set = self.ensure(SET, recipe, |scratch| self.build_guest(scratch))?;
         let (vmlinux, initrd) = (set.path("vmlinux"), set.path("initrd"));
         self.announce(&set, "guest kernel", "vmlinux")?;
@@ -82,8 +84,9 @@ impl Assets {
             kernel::vmlinux(&image).with_context(|| format!("kernel of {}", linux.source))?;
         fs::write(scratch.join("vmlinux"), vmlinux)?;
         let modules = tree.closure(&MODULES)?;
-        let initrd = initrd(&busybox, &tree, &modules, &modules, INIT)?;
-        fs::write(scratch.join("initrd"), initrd)?;
+        let mut initrd = initrd(&busybox, &tree, &modules, &modules, INIT)?;
+        initrd.file("bin/rekindle-agent", 0o755, AGENT)?;
+        fs::write(scratch.join("initrd"), initrd.finish()?)?;
         Ok(Built {
             source,
             version: linux.version,
@@ -119,7 +122,7 @@ pub(crate) fn initrd(
     modules: &[Module],
     loaded: &[Module],
     init: &str,
-) -> Result<Vec<u8>> {
+) -> Result<Initrd> {
     let mut initrd = Initrd::new();
     initrd.busybox(busybox)?;
     initrd.modules(&tree.release, modules)?;
@@ -130,7 +133,7 @@ pub(crate) fn initrd(
     initrd.directory("etc")?;
     initrd.file("etc/modules", 0o644, list.as_bytes())?;
     initrd.file("init", 0o755, init.as_bytes())?;
-    initrd.finish()
+    Ok(initrd)
 }
 
 #[cfg(test)]

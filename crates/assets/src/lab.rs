@@ -163,7 +163,7 @@ impl Assets {
         let modules = tree.closure(&LOADED.into_iter().chain(offered).collect::<Vec<_>>())?;
         fs::write(
             scratch.join("initrd"),
-            initrd(&busybox, &tree, &modules, &loaded, INIT)?,
+            initrd(&busybox, &tree, &modules, &loaded, INIT)?.finish()?,
         )?;
         Ok(Built {
             source,

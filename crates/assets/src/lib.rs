@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod cache;
 mod command;
 mod debian;

@@ -58,6 +58,11 @@ impl Guest {
         })
     }
 
+    /// Whether its initrd is the one that `rekindle setup` made, which brings the agent.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
     /// The kernel's command line, with the program in it. Nothing at all for a guest that is not ours and was
     /// given none: Firecracker then takes its own default.
     pub(crate) fn boot_args(

@@ -1,12 +1,14 @@
 //! The program `rekindle`: one file a verb in `commands`, and the hidden `monitor`.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod commands;
 mod guest;
 mod monitor;
 mod output;
 mod page_server;
 mod serial;
+mod terminal;
 
 use std::process::ExitCode;
 

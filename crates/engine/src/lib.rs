@@ -2,6 +2,7 @@
 // Unsafe code is in `sys.rs` alone; `forbid` would not let it.
 #![deny(unsafe_code)]
 
+pub mod agent;
 mod cut_off;
 mod drives;
 mod engine;

@@ -230,6 +230,24 @@ pub struct Vsock {
     pub uds_path: RelativePath,
     /// The guest's context id, 3 or more.
     pub cid: u32,
+    /// The agent in the guest that listens on it, if one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
+}
+
+/// The agent in a snapshot's guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Agent {
+    /// It was about to be started.
+    Awaited,
+    /// It listened.
+    Ready {
+        /// Which version of its protocol it speaks.
+        protocol: u32,
+        /// Its release.
+        version: Text,
+    },
 }
 
 /// The guest's memory.

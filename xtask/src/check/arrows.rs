@@ -13,7 +13,12 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("rekindle-pager", &["rekindle-store"]),
     (
         "rekindle-engine",
-        &["rekindle-firecracker", "rekindle-pager", "rekindle-store"],
+        &[
+            "rekindle-agent",
+            "rekindle-firecracker",
+            "rekindle-pager",
+            "rekindle-store",
+        ],
     ),
     (
         "rekindle",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use rekindle_agent::{
-    Decoder, Exit, Fate, Frame, FromAgent, FromHost, PROTOCOL, Received, Size, Stream, Why,
+    Decoder, Exit, Fate, Frame, FromAgent, FromHost, Hello, PROTOCOL, Received, Size, Stream, Why,
 };
 
 use crate::harness::{Agent, Call, Line, exec, sh, until};
@@ -213,7 +213,7 @@ fn another_version_of_the_protocol_is_refused_and_ping_tells_which_it_is() {
         panic!("it was not refused");
     };
     assert_eq!(refusal.why, Why::NoSession);
-    let FromAgent::Pong { protocol, .. } = ask(&agent, &FromHost::Ping) else {
+    let FromAgent::Pong(Hello { protocol, .. }) = ask(&agent, &FromHost::Ping) else {
         panic!("it is not there");
     };
     assert_eq!(protocol, PROTOCOL);

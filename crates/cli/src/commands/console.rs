@@ -10,12 +10,12 @@ use rekindle_engine::store::VmName;
 use rekindle_engine::vm::dir::{INPUT_FIFO, SERIAL, VmDir};
 use rekindle_engine::vm::follow::Follower;
 use rustix::fs::OFlags;
-use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::oneshot;
 
 use super::{Context, block_on};
 use crate::monitor::truth::{Truth, look};
 use crate::serial::follow;
+use crate::terminal::RawTerminal;
 
 /// Ctrl-]
 const DETACH: u8 = 0x1d;
@@ -104,37 +104,6 @@ fn type_in(mut input: File) -> Result<()> {
         }
         if leaves {
             return Ok(());
-        }
-    }
-}
-
-/// The terminal passes every key on while this lives.
-struct RawTerminal {
-    before: Option<Termios>,
-}
-
-impl RawTerminal {
-    fn enter() -> Result<RawTerminal> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(RawTerminal { before: None });
-        }
-        let before = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(&stdin, OptionalActions::Now, &raw)
-            .context("cannot set the terminal to raw")?;
-        Ok(RawTerminal {
-            before: Some(before),
-        })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-            eprintln!();
         }
     }
 }

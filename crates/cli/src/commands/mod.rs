@@ -5,6 +5,7 @@ mod api;
 mod bench;
 mod console;
 mod doctor;
+mod exec;
 mod gc;
 mod inspect;
 mod logs;
@@ -38,8 +39,8 @@ use crate::output;
 
 /// Runs Firecracker microVMs from snapshots: boot once, snapshot, and start copies in milliseconds.
 ///
-/// Exit status: 0 done, 1 failed, 2 wrong usage. `run` returns the guest program's own status, and 125 for
-/// its own failures.
+/// Exit status: 0 done, 1 failed, 2 wrong usage. `run` and `exec` return the guest program's own status, and
+/// 125 for their own failures.
 #[derive(Debug, Parser)]
 #[command(
     name = "rekindle",
@@ -60,6 +61,7 @@ enum Verb {
     Doctor(doctor::Doctor),
     Setup(setup::Setup),
     Run(run::Run),
+    Exec(exec::Exec),
     Ps(ps::Ps),
     Inspect(inspect::Inspect),
     Logs(logs::Logs),
@@ -186,7 +188,7 @@ pub(crate) fn main() -> ExitCode {
     let Cli { root, verb } = Cli::parse();
     // What this program makes is its user's alone, sockets included.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    let failure = if matches!(verb, Verb::Run(_)) {
+    let failure = if matches!(verb, Verb::Run(_) | Verb::Exec(_)) {
         ExitCode::from(125)
     } else {
         ExitCode::FAILURE
@@ -204,6 +206,7 @@ pub(crate) fn main() -> ExitCode {
 fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Run(run) => return run.run(context),
+        Verb::Exec(exec) => return exec.run(context),
         Verb::Wait(wait) => return wait.run(context),
         Verb::Doctor(doctor) => return doctor.run(context),
         Verb::Setup(setup) => setup.run(context),

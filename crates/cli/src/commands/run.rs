@@ -170,6 +170,9 @@ impl Run {
         if let Some(cid) = self.vsock {
             config = config.vsock(cid);
         }
+        if guest.is_ours() {
+            config = config.with_agent();
+        }
         if let Some(mib) = self.balloon {
             config = config.balloon(mib);
         }

@@ -17,6 +17,7 @@ use super::relay::{Means, Relay};
 use super::state::{State, Why};
 use super::{Parts, Vm, VmError};
 use crate::Engine;
+use crate::agent::hello::Listener;
 use crate::pager::{PagerProcess, has_state};
 use rekindle_store::Lease;
 use rekindle_store::collect::{Mode, collect};
@@ -155,9 +156,14 @@ async fn take_up(
     ledger: Ledger,
     crew: Crew,
 ) -> Result<Adopted, AdoptError> {
+    let hello = match record.machine.vsock {
+        Some(_) => Some(Listener::start_late(claim.dir(), &ledger).map_err(StartError::Hello)?),
+        None => None,
+    };
     let mut vm = Vm::assembled(Parts {
         engine: engine.clone(),
         console: Console::open(claim.dir()).map_err(StartError::from)?,
+        hello,
         leases: leases(engine, &record),
         claim,
         record,

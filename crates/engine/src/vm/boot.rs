@@ -15,12 +15,14 @@ use rekindle_firecracker::{CallError, Client};
 use tokio::sync::oneshot;
 
 use super::claim::Claim;
-use super::config::{Access, BootConfig, ConfigError, DirtyPages, Machine, Pages, Role};
+use super::config::{Access, Agent, BootConfig, ConfigError, DirtyPages, Machine, Pages, Role};
 use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
 use super::launch::StartError;
-use super::record::{Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings};
+use super::record::{
+    GuestAgent, Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings,
+};
 use super::state::State;
 use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
@@ -108,8 +110,13 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     record.ends_at = config
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
+    if config.agent == Agent::Expected {
+        record.agent = Some(GuestAgent::Awaited);
+    }
     record.write(claim.dir())?;
 
+    let ledger = Ledger::new(claim.dir(), &record);
+    let hello = super::listen(claim.dir(), &record, &ledger)?;
     let mut console = Console::open(claim.dir()).map_err(StartError::from)?;
     let drives = Drives::prepare(
         claim.dir(),
@@ -118,7 +125,7 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     let mut starting = Starting::new(claim.dir(), None);
     let spawned = Instant::now();
     record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
-    record.write(claim.dir())?;
+    ledger.write(&mut record)?;
     let mut crew = starting.ready().await?;
     drives.ready().await?;
 
@@ -143,7 +150,6 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     record.state = State::Running;
     record.started = Some(Timestamp::now());
     record.timings.total_us = Some(micros(begun));
-    let ledger = Ledger::new(claim.dir(), &record);
     ledger.write(&mut record)?;
     Ok(Vm::assembled(Parts {
         engine: engine.clone(),
@@ -152,6 +158,7 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
         ledger,
         crew,
         console,
+        hello,
         leases: Vec::new(),
     }))
 }
@@ -177,6 +184,7 @@ pub(crate) fn new_record(
         firecracker_version: None,
         pager: None,
         diff_base: None,
+        agent: None,
         capturing: None,
         timings: Timings::default(),
     }

@@ -27,6 +27,20 @@ pub struct BootConfig {
     pub machine: Machine,
     /// Ends the VM this long after its start.
     pub ttl: Option<Duration>,
+    /// Whether the guest starts an agent.
+    #[serde(default)]
+    pub agent: Agent,
+}
+
+/// Whether a guest starts an agent when it boots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Agent {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// Its init does, as that of `rekindle setup`'s initrd: whoever needs the agent waits for it.
+    Expected,
 }
 
 impl BootConfig {
@@ -39,6 +53,7 @@ impl BootConfig {
             boot_args: None,
             machine: Machine::default(),
             ttl: None,
+            agent: Agent::Unknown,
         }
     }
 
@@ -93,6 +108,15 @@ impl BootConfig {
     /// Adds a vsock device with this guest CID (3 or more).
     pub fn vsock(mut self, guest_cid: u32) -> Self {
         self.machine.vsock = Some(Vsock { guest_cid });
+        self
+    }
+
+    /// Says that the guest starts an agent, as one with the initrd of `rekindle setup` does, and adds the vsock device that
+    /// it needs.
+    pub fn with_agent(mut self) -> Self {
+        self.agent = Agent::Expected;
+        let vsock = Vsock { guest_cid: 3 };
+        self.machine.vsock.get_or_insert(vsock);
         self
     }
 

@@ -5,7 +5,8 @@
 //!   lock            flock, held by whoever owns the VM
 //!   record.json     what is: state, processes, machine (replaced atomically)
 //!   api.sock        Firecracker's API          uffd.sock  the page server's socket
-//!   v.sock          vsock                      disks/ID   each drive: own copy, or link to a shared file
+//!   v.sock          vsock                      v.sock_5253  where the guest's agent calls
+//!   disks/ID        each drive: own copy, or link to a shared file
 //!   serial, serial.old, log, log.old, metrics, metrics.old     bounded, readable with cat
 //!   *.fifo          what Firecracker writes into and reads from
 //!   pager.json      what the page server did, written when it ends
@@ -248,6 +249,12 @@ impl VmDir {
         let next = self.file(format!("{name}.next"));
         std::fs::write(&next, contents)?;
         std::fs::rename(&next, self.file(name))
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// The directory itself.

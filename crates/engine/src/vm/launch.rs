@@ -10,6 +10,7 @@ use rekindle_firecracker::{Launch, Process, ReadyError, SpawnError};
 
 use super::console::{Console, ConsoleError};
 use super::dir::{API_SOCKET, LOG_FIFO, METRICS_FIFO, PAGER_SOCKET, VSOCK_SOCKET, VmDir};
+use crate::agent::hello;
 
 /// How long Firecracker may take until its API answers.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +30,9 @@ pub enum StartError {
     /// There is no descriptor left to watch it with.
     #[error("cannot watch firecracker")]
     Watch(#[source] io::Error),
+    /// The guest's agent could not be listened to.
+    #[error("cannot listen to the guest's agent")]
+    Hello(#[source] io::Error),
     /// Something stands where one of its sockets has to be.
     #[error("cannot clear the way for {path}")]
     Socket {
@@ -65,7 +69,7 @@ pub(crate) fn start(program: &Path, dir: &VmDir, id: &str) -> Result<Process, St
 
 /// Firecracker removes none of its sockets.
 pub(crate) fn remove_sockets(dir: &VmDir) {
-    for name in [API_SOCKET, PAGER_SOCKET, VSOCK_SOCKET] {
+    for name in [API_SOCKET, PAGER_SOCKET, VSOCK_SOCKET, &hello::socket()] {
         let _ = std::fs::remove_file(dir.file(name));
     }
 }

@@ -40,9 +40,12 @@ pub use self::claim::Claim;
 use self::console::Console;
 use self::crew::{Crew, Lost};
 use self::dir::VmDir;
+use self::launch::StartError;
 use self::record::{Ledger, Record, RecordError};
 use self::state::{Ask, Refusal, State, Step, Why, decide};
 use crate::Engine;
+use crate::agent::hello::Listener;
+use crate::agent::{Agent, Exec};
 
 /// How many of Firecracker's last log lines a failure keeps.
 const LOG_LINES: usize = 12;
@@ -54,7 +57,8 @@ pub struct Vm {
     // The order is that of undoing: processes end before what they write to goes away.
     crew: Option<Crew>,
     console: Console,
-    /// All of it but who serves page faults, which changes beside what the owner does.
+    hello: Option<Listener>,
+    /// All of it but who serves page faults and what the agent said, which changes beside what the owner does.
     record: Record,
     ledger: Ledger,
     claim: Claim,
@@ -87,6 +91,7 @@ impl Vm {
     pub fn record(&self) -> Record {
         Record {
             pager: self.ledger.pager(),
+            agent: self.ledger.agent(),
             ..self.record.clone()
         }
     }
@@ -94,6 +99,28 @@ impl Vm {
     /// Where it is in its life.
     pub fn state(&self) -> &State {
         &self.record.state
+    }
+
+    /// The agent in its guest.
+    pub fn agent(&self) -> Agent {
+        Agent::of(self.dir())
+    }
+
+    /// A program to run in the guest, through its agent: its name and its arguments. Awaited, it is started.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: &rekindle_engine::Vm) -> Result<(), rekindle_engine::agent::AgentError> {
+    /// let said = vm.exec(["uname", "-a"]).output().await?;
+    /// assert_eq!(said.exit, rekindle_engine::agent::Exit::Status(0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn exec<I>(&self, argv: I) -> Exec
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.agent().exec(argv)
     }
 
     /// Its directory.
@@ -170,11 +197,13 @@ impl Vm {
             ledger,
             crew,
             console,
+            hello,
             leases,
         } = parts;
         Vm {
             crew: Some(crew),
             console,
+            hello,
             record,
             ledger,
             claim,
@@ -252,6 +281,7 @@ impl Vm {
         self.record.capturing = None;
         self.record.firecracker = None;
         self.ledger.note_pager(None);
+        self.hello = None;
         launch::remove_sockets(self.claim.dir());
         self.leases.clear();
         // The caller learns the state either way; a record that cannot be written is set right by the next
@@ -259,6 +289,15 @@ impl Vm {
         let _ = self.write_record();
         self.record.state.clone()
     }
+}
+
+/// Listens to the guest's agent, where the guest can call.
+fn listen(dir: &VmDir, record: &Record, ledger: &Ledger) -> Result<Option<Listener>, StartError> {
+    if record.machine.vsock.is_none() {
+        return Ok(None);
+    }
+    let listener = Listener::start(dir, ledger).map_err(StartError::Hello)?;
+    Ok(Some(listener))
 }
 
 /// What a VM is made of.
@@ -269,6 +308,7 @@ struct Parts {
     ledger: Ledger,
     crew: Crew,
     console: Console,
+    hello: Option<Listener>,
     leases: Vec<rekindle_store::Lease>,
 }
 

@@ -2,8 +2,9 @@
 
 use rekindle_store::manifest::field::InvalidField;
 use rekindle_store::manifest::{
-    Backing, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages,
-    Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion, Vsock as VsockInfo,
+    Agent as AgentInfo, Backing, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo,
+    HostInfo, HugePages, Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion,
+    Vsock as VsockInfo,
 };
 use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
@@ -11,7 +12,7 @@ use rekindle_store::{Root, Snapshot};
 use super::compat;
 use super::config::{Access, Balloon, DirtyPages, Drive, Machine, Nic, Pages, Role, Vsock};
 use super::dir::{VSOCK_SOCKET, disk_path};
-use super::record::{Origin, Record};
+use super::record::{GuestAgent, Origin, Record};
 use super::restore::RestoreConfig;
 use crate::drives::DriveSource;
 use crate::host;
@@ -68,7 +69,10 @@ pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestPart
                 .iter()
                 .map(interface)
                 .collect::<Result<_, _>>()?,
-            vsock: machine.vsock.map(vsock_info).transpose()?,
+            vsock: machine
+                .vsock
+                .map(|vsock| vsock_info(vsock, record.agent.as_ref()))
+                .transpose()?,
             balloon: machine.balloon.is_some(),
         },
         memory: memory_layout(machine.memory_mib, machine.pages),
@@ -201,10 +205,31 @@ fn interface(nic: &Nic) -> Result<Interface, Unportable> {
     })
 }
 
-fn vsock_info(vsock: Vsock) -> Result<VsockInfo, Unportable> {
+fn vsock_info(vsock: Vsock, agent: Option<&GuestAgent>) -> Result<VsockInfo, Unportable> {
+    let agent = match agent {
+        None => None,
+        Some(GuestAgent::Awaited) => Some(AgentInfo::Awaited),
+        Some(GuestAgent::Ready { protocol, version }) => Some(AgentInfo::Ready {
+            protocol: *protocol,
+            version: field("agent's version", version)?,
+        }),
+    };
     Ok(VsockInfo {
         uds_path: field("vsock's path", VSOCK_SOCKET)?,
         cid: vsock.guest_cid,
+        agent,
+    })
+}
+
+/// What is known of the agent in a snapshot's guest.
+pub(crate) fn agent(snapshot: &Snapshot) -> Option<GuestAgent> {
+    let vsock = snapshot.manifest().devices.vsock.as_ref()?;
+    Some(match vsock.agent.as_ref()? {
+        AgentInfo::Awaited => GuestAgent::Awaited,
+        AgentInfo::Ready { protocol, version } => GuestAgent::Ready {
+            protocol: *protocol,
+            version: version.to_string(),
+        },
     })
 }
 

@@ -64,6 +64,9 @@ pub struct Record {
     /// The snapshot that the next Diff would be based on, where dirty pages are tracked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub diff_base: Option<SnapshotId>,
+    /// The agent in its guest, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub agent: Option<GuestAgent>,
     /// A snapshot that is being taken: who adopts the VM must let the guest run again if it ran before.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub capturing: Option<Capturing>,
@@ -92,6 +95,22 @@ pub enum Origin {
         snapshot: SnapshotId,
         /// How its memory comes in.
         backend: Backend,
+    },
+}
+
+/// What is known of the agent in a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+#[non_exhaustive]
+pub enum GuestAgent {
+    /// The guest's init is going to start it; it has not called yet.
+    Awaited,
+    /// It listens.
+    Ready {
+        /// Which version of the protocol it speaks.
+        protocol: u32,
+        /// Its release.
+        version: String,
     },
 }
 
@@ -221,12 +240,12 @@ impl Record {
     }
 }
 
-/// The record of a VM that is owned. Two write it: the owner, and whoever replaces its page server meanwhile, which
-/// happens while the owner waits for something else.
+/// The record of a VM that is owned. Others than the owner write it, while the owner waits for something else: who
+/// replaces its page server, and who hears from its agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     dir: VmDir,
-    /// What is on disk, but for a page server that could not be written down.
+    /// What is on disk, but for a page server or an agent that could not be written down.
     written: Arc<Mutex<Record>>,
 }
 
@@ -238,10 +257,11 @@ impl Ledger {
         }
     }
 
-    /// Writes what the owner knows, but for the page server, of which the ledger knows best; the owner learns it.
+    /// Writes what the owner knows, but for page server and agent, of which the ledger knows best; the owner learns it.
     pub(crate) fn write(&self, record: &mut Record) -> Result<(), RecordError> {
         let mut written = self.lock();
         record.pager.clone_from(&written.pager);
+        record.agent.clone_from(&written.agent);
         record.write(&self.dir)?;
         written.clone_from(record);
         Ok(())
@@ -257,6 +277,20 @@ impl Ledger {
         let mut written = self.lock();
         written.pager = Some(pager);
         let _ = written.write(&self.dir);
+    }
+
+    /// Notes what is known of the agent, on disk too.
+    pub(crate) fn write_agent(&self, agent: GuestAgent) {
+        let mut written = self.lock();
+        if written.agent.as_ref() != Some(&agent) {
+            written.agent = Some(agent);
+            let _ = written.write(&self.dir);
+        }
+    }
+
+    /// What is known of the agent.
+    pub(crate) fn agent(&self) -> Option<GuestAgent> {
+        self.lock().agent.clone()
     }
 
     /// The process that serves now.

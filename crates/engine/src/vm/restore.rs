@@ -34,10 +34,11 @@ use super::console::Console;
 use super::crew::{Crew, Lost, Starting};
 use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
 use super::launch::StartError;
-use super::record::{Ledger, Origin, Record, RecordError};
+use super::record::{GuestAgent, Ledger, Origin, Record, RecordError};
 use super::relay::Means;
 use super::state::State;
 use super::{Parts, Vm, micros, portable};
+use crate::agent::hello::Listener;
 use crate::cut_off::{self, CutOffError, cut_off};
 use crate::host::{self, HostError};
 use crate::pager::{Hints, PagerError, PagerProcess, note};
@@ -260,6 +261,7 @@ pub struct Prepared {
     /// None once they are in place.
     drives: Option<Drives>,
     console: Console,
+    hello: Option<Listener>,
     record: Record,
     ledger: Ledger,
     claim: Claim,
@@ -292,16 +294,20 @@ fn prepare_in(
     let machine = portable::machine(engine.root(), source.tip(), &config);
     let mut record = new_record(&config.name, origin, machine);
     record.purpose = config.purpose;
+    record.agent = portable::agent(source.tip());
     record.ends_at = config
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
     record.write(claim.dir())?;
     let console = Console::open(claim.dir()).map_err(StartError::from)?;
+    let ledger = Ledger::new(claim.dir(), &record);
+    let hello = super::listen(claim.dir(), &record, &ledger)?;
     let mut prepared = Prepared {
         starting: None,
         drives: None,
         console,
-        ledger: Ledger::new(claim.dir(), &record),
+        hello,
+        ledger,
         record,
         claim,
         source,
@@ -342,6 +348,11 @@ impl Prepared {
         self.record.started = Some(Timestamp::now());
         self.record.timings.total_us = Some(micros(self.begun));
         self.ledger.write(&mut self.record)?;
+        if self.record.agent == Some(GuestAgent::Awaited) && self.record.state == State::Running {
+            // Its call may have been cut off by the snapshot.
+            let late = Listener::start_late(self.claim.dir(), &self.ledger);
+            self.hello = Some(late.map_err(StartError::Hello)?);
+        }
         Ok(Vm::assembled(Parts {
             engine: self.engine,
             claim: self.claim,
@@ -349,6 +360,7 @@ impl Prepared {
             ledger: self.ledger,
             crew,
             console: self.console,
+            hello: self.hello,
             leases: self.source.leases,
         }))
     }

@@ -1,8 +1,8 @@
 //! A store in a directory of its own, and snapshots with a memory that a test can predict.
 
 use rekindle_store::manifest::{
-    BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages, Interface,
-    Kind, MachineConfig, MemoryLayout, Vsock,
+    Agent, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages,
+    Interface, Kind, MachineConfig, MemoryLayout, Vsock,
 };
 use rekindle_store::unit::{ByteSize, PAGE_SIZE};
 use rekindle_store::{Draft, ManifestParts, Root, Snapshot, SnapshotId, Store};
@@ -208,6 +208,10 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
             vsock: Some(Vsock {
                 uds_path: "v.sock".parse().unwrap(),
                 cid: 3,
+                agent: Some(Agent::Ready {
+                    protocol: 1,
+                    version: "0.1.0".parse().unwrap(),
+                }),
             }),
             balloon: false,
         },

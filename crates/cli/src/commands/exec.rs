@@ -1,0 +1,74 @@
+//! `rekindle exec`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use rekindle_engine::agent::Agent;
+use rekindle_engine::store::VmName;
+
+use super::{Context, block_on};
+use crate::attach::{Streams, exit_code};
+use crate::monitor::truth::{Truth, look};
+
+/// Runs a program in a guest, with the streams of this one
+///
+/// Its exit status is the exit status, 128 and its number for a signal; 125 is a failure of rekindle's own. A guest that
+/// still boots is waited for. When this command is killed, the program is killed ten seconds later.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// The VM
+    vm: VmName,
+    #[command(flatten)]
+    streams: Streams,
+    #[command(flatten)]
+    environment: Environment,
+    /// Who it runs as: a name or number, with :group if wanted [default: root]
+    #[arg(long, short, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Where it works [default: /]
+    #[arg(long, short = 'w', value_name = "DIR")]
+    dir: Option<String>,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// A program's environment.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Environment {
+    /// Set a variable of its environment, which has PATH and HOME otherwise
+    #[arg(long, short, value_name = "K=V", value_parser = parse_variable)]
+    env: Vec<(String, String)>,
+}
+
+impl Environment {
+    pub(crate) fn of(self, exec: rekindle_engine::agent::Exec) -> rekindle_engine::agent::Exec {
+        let set = |exec: rekindle_engine::agent::Exec, (name, value)| exec.env(name, value);
+        self.env.into_iter().fold(exec, set)
+    }
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not like NAME=VALUE")),
+    }
+}
+
+impl Exec {
+    pub(crate) fn run(self, context: &Context) -> Result<ExitCode> {
+        let (engine, dir) = context.vm(&self.vm)?;
+        if let Truth::Starting = look(&engine, &self.vm, &dir)? {
+            bail!("{} is still being started", self.vm);
+        }
+        let mut exec = self.environment.of(Agent::of(&dir).exec(self.command));
+        if let Some(user) = self.user {
+            exec = exec.user(user);
+        }
+        if let Some(dir) = self.dir {
+            exec = exec.dir(dir);
+        }
+        let exit = block_on(self.streams.run(exec))?;
+        Ok(exit_code(exit))
+    }
+}
