@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {
-//!   "format_version": 1,
+//!   "format_version": 2,
 //!   …                               read with any JSON tool
 //!   "checksum": "<64 hex digits>"   BLAKE3 of every byte before the comma that precedes this line
 //! }
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The version of the format that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The largest manifest that is read.
 pub const MAX_SIZE: ByteSize = ByteSize::new(1 << 20);
@@ -56,7 +56,7 @@ pub struct Manifest {
     pub host: HostInfo,
     /// The machine's configuration.
     pub machine: MachineConfig,
-    /// What it was booted from; for information, a restore needs none of it.
+    /// What it was booted from: a restore needs none of it, booting anew all of it.
     pub boot: BootInfo,
     /// The devices that `vmstate` records.
     pub devices: Devices,
@@ -132,13 +132,19 @@ pub enum HugePages {
     Transparent,
 }
 
-/// What a VM was booted from.
+/// What a VM was booted from, or the VM that it is a copy of.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BootInfo {
     /// The kernel.
     pub kernel: Option<HostPath>,
+    /// The kernel's digest when it was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_blake3: Option<Digest>,
     /// The initial RAM disk.
     pub initrd: Option<HostPath>,
+    /// The initial RAM disk's digest when it was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_blake3: Option<Digest>,
     /// The kernel's command line.
     pub args: Option<Text>,
 }
@@ -178,8 +184,22 @@ pub struct Drive {
     pub read_only: bool,
     /// Whether it is the root device.
     pub root: bool,
+    /// How much it may move, where that was limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DriveLimits>,
     /// Where its contents are.
     pub backing: Backing,
+}
+
+/// How much a drive may move, as it was set when the VM was booted; `vmstate` has what holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveLimits {
+    /// Bytes a second, read and written together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// Reads and writes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<u64>,
 }
 
 /// Where the contents of a drive are.
@@ -192,7 +212,7 @@ pub enum Backing {
         file: RelativePath,
         /// Its size and digest.
         #[serde(flatten)]
-        record: FileRecord,
+        record: DiskRecord,
     },
     /// In a base image of the state directory, which the guest cannot write to.
     Image {
@@ -291,6 +311,27 @@ pub struct FileRecord {
     pub blake3: Digest,
 }
 
+/// What is recorded of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its size, most of which may be holes.
+    pub size: ByteSize,
+    /// Its digest.
+    #[serde(flatten)]
+    pub digest: DiskDigest,
+}
+
+/// A disk's digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskDigest {
+    /// Of all its bytes, as `b3sum` prints it: format version 1, which hashes many GiB of zeros for a large empty disk.
+    #[serde(rename = "blake3")]
+    Whole(Digest),
+    /// Of what is not zero: [`digest::of_data`](crate::digest::of_data).
+    #[serde(rename = "data_blake3")]
+    Data(Digest),
+}
+
 /// What whoever makes a snapshot has to say about it; the store adds ids, time, sizes and digests.
 #[derive(Debug, Clone)]
 pub struct ManifestParts {
@@ -326,6 +367,8 @@ pub struct DriveParts {
     pub read_only: bool,
     /// Whether it is the root device.
     pub root: bool,
+    /// How much it may move, where that was limited.
+    pub limits: Option<DriveLimits>,
     /// Where its contents are.
     pub backing: BackingParts,
 }
@@ -444,7 +487,7 @@ impl Manifest {
     }
 
     /// The disks that are in the snapshot's directory, with what is recorded of them.
-    pub fn layers(&self) -> impl Iterator<Item = (&RelativePath, FileRecord)> {
+    pub fn layers(&self) -> impl Iterator<Item = (&RelativePath, DiskRecord)> {
         self.devices
             .drives
             .iter()

@@ -24,6 +24,7 @@ use crate::pages::{LayerKind, PagesError};
 use crate::seal::{punch_zeros, scan};
 use crate::snapshot::{
     DISKS, Lease, LeaseError, MANIFEST, MEMORY, OpenError, PAGES, Snapshot, VMSTATE, record,
+    record_disk,
 };
 use crate::sparse::{Holes, probe_holes};
 use crate::store::{ChainError, Store};
@@ -317,7 +318,7 @@ impl Draft {
         progress: &mut impl FnMut(Step),
     ) -> Result<Manifest, PublishError> {
         let (memory, pages) = self.seal_memory(&parts, progress)?;
-        let vmstate = self.seal_file(VMSTATE)?;
+        let vmstate = self.seal_file(VMSTATE, record)?;
         let drives = parts
             .devices
             .drives
@@ -404,7 +405,12 @@ impl Draft {
         ))
     }
 
-    fn seal_file(&self, name: &str) -> Result<FileRecord, FileError> {
+    /// Makes a file durable, and records it.
+    fn seal_file<R>(
+        &self,
+        name: &str,
+        record: fn(&File, &Path) -> Result<R, FileError>,
+    ) -> Result<R, FileError> {
         let path = self.dir().join(name);
         let file = self.dir.open_file(name, Access::Read)?;
         own(&file, &path)?;
@@ -416,7 +422,7 @@ impl Draft {
         let backing = match parts.backing {
             BackingParts::Layer => {
                 let name = format!("{DISKS}/{}", parts.id);
-                let record = self.seal_file(&name)?;
+                let record = self.seal_file(&name, record_disk)?;
                 Backing::Layer {
                     file: name.parse().expect("a device id is a plain name"),
                     record,
@@ -436,6 +442,7 @@ impl Draft {
             path: parts.path,
             read_only: parts.read_only,
             root: parts.root,
+            limits: parts.limits,
             backing,
         })
     }

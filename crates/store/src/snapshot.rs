@@ -10,7 +10,9 @@ use crate::digest::{self, Digest};
 use crate::file::{Access, At, Dir, FileError, open_regular, size};
 use crate::image;
 use crate::layout::{InvalidName, Root, SnapshotId, SnapshotName};
-use crate::manifest::{Backing, FileRecord, Kind, MAX_SIZE, Manifest, ManifestError};
+use crate::manifest::{
+    Backing, DiskDigest, DiskRecord, FileRecord, Kind, MAX_SIZE, Manifest, ManifestError,
+};
 use crate::names::NameError;
 use crate::pages::{LayerKind, Pages, PagesError};
 use crate::unit::ByteSize;
@@ -172,7 +174,7 @@ impl Snapshot {
             dir,
             manifest,
         };
-        snapshot.open_sized(MEMORY, snapshot.manifest.files.memory)?;
+        snapshot.open_sized(MEMORY, snapshot.manifest.files.memory.size)?;
         snapshot.check_contents(VMSTATE, snapshot.manifest.files.vmstate)?;
         snapshot.check_drives(root)?;
         Ok(snapshot)
@@ -182,7 +184,7 @@ impl Snapshot {
         for drive in &self.manifest.devices.drives {
             let (path, expected) = match &drive.backing {
                 Backing::Layer { file, record } => {
-                    self.open_sized(file, *record)?;
+                    self.open_sized(file, record.size)?;
                     continue;
                 }
                 Backing::Image { name, size } => {
@@ -205,9 +207,9 @@ impl Snapshot {
     pub(crate) fn open_sized(
         &self,
         file: impl AsRef<Path>,
-        record: FileRecord,
+        size: ByteSize,
     ) -> Result<File, OpenError> {
-        open_sized(&self.dir, file.as_ref(), record)
+        open_sized(&self.dir, file.as_ref(), size)
     }
 
     /// Reads a file of the snapshot, which must have the recorded size and digest.
@@ -216,9 +218,26 @@ impl Snapshot {
         file: impl AsRef<Path>,
         record: FileRecord,
     ) -> Result<(), OpenError> {
+        let whole = DiskRecord {
+            size: record.size,
+            digest: DiskDigest::Whole(record.blake3),
+        };
+        self.check_disk(file, whole)
+    }
+
+    /// Reads a disk of the snapshot, which must have the recorded size and digest.
+    pub(crate) fn check_disk(
+        &self,
+        file: impl AsRef<Path>,
+        DiskRecord { size, digest }: DiskRecord,
+    ) -> Result<(), OpenError> {
         let path = self.dir.path().join(&file);
-        let file = self.open_sized(file, record)?;
-        match digest::of_file(&file, record.size).at("read", &path)? == record.blake3 {
+        let file = self.open_sized(file, size)?;
+        let (found, recorded) = match digest {
+            DiskDigest::Whole(recorded) => (digest::of_file(&file, size), recorded),
+            DiskDigest::Data(recorded) => (digest::of_data(&file, size), recorded),
+        };
+        match found.at("read", &path)? == recorded {
             true => Ok(()),
             false => Err(OpenError::Damaged { path }),
         }
@@ -316,7 +335,7 @@ pub(crate) fn read_manifest(dir: &Dir) -> Result<Manifest, OpenError> {
 
 fn read_pages(dir: &Dir, manifest: &Manifest) -> Result<Pages, OpenError> {
     let (path, record) = (dir.path().join(PAGES), manifest.files.pages);
-    let file = open_sized(dir, Path::new(PAGES), record)?;
+    let file = open_sized(dir, Path::new(PAGES), record.size)?;
     let read = Pages::read(io::BufReader::new(file), record.size);
     let (pages, digest) = read.map_err(|source| OpenError::Pages {
         path: path.clone(),
@@ -335,10 +354,10 @@ fn read_pages(dir: &Dir, manifest: &Manifest) -> Result<Pages, OpenError> {
     }
 }
 
-fn open_sized(dir: &Dir, name: &Path, record: FileRecord) -> Result<File, OpenError> {
+fn open_sized(dir: &Dir, name: &Path, expected: ByteSize) -> Result<File, OpenError> {
     let path = dir.path().join(name);
     let file = dir.open_file(name, Access::Read)?;
-    check_size(&path, record.size, size(&file, &path)?)?;
+    check_size(&path, expected, size(&file, &path)?)?;
     Ok(file)
 }
 
@@ -358,4 +377,11 @@ pub(crate) fn record(file: &File, path: &Path) -> Result<FileRecord, FileError> 
     let size = size(file, path)?;
     let blake3: Digest = digest::of_file(file, size).at("read", path)?;
     Ok(FileRecord { size, blake3 })
+}
+
+/// Records a disk as it is now.
+pub(crate) fn record_disk(file: &File, path: &Path) -> Result<DiskRecord, FileError> {
+    let size = size(file, path)?;
+    let digest = DiskDigest::Data(digest::of_data(file, size).at("read", path)?);
+    Ok(DiskRecord { size, digest })
 }

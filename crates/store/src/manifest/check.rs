@@ -1,8 +1,8 @@
 //! What a manifest says, compared with itself and with what can be.
 
 use super::{
-    Backing, Devices, Drive, FORMAT_VERSION, MAX_MEMORY, MAX_VMSTATE, Manifest, ManifestError,
-    MemoryLayout,
+    Backing, Devices, Drive, DriveLimits, FORMAT_VERSION, MAX_MEMORY, MAX_VMSTATE, Manifest,
+    ManifestError, MemoryLayout,
 };
 use crate::unit::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
@@ -13,7 +13,7 @@ impl Manifest {
     pub(super) fn check(&self) -> Result<(), ManifestError> {
         let rules = [
             (
-                self.format_version == FORMAT_VERSION,
+                (1..=FORMAT_VERSION).contains(&self.format_version),
                 "format_version",
                 "is not one that there was",
             ),
@@ -139,8 +139,17 @@ impl Manifest {
                 "devices.drives",
                 "have a backing that does not fit them",
             ),
+            (
+                drives.iter().filter_map(|drive| drive.limits).all(is_limit),
+                "devices.drives.limits",
+                "are 0",
+            ),
         ])
     }
+}
+
+fn is_limit(limits: DriveLimits) -> bool {
+    limits.bytes_per_second != Some(0) && limits.operations_per_second != Some(0)
 }
 
 fn is_backed(drive: &Drive) -> bool {

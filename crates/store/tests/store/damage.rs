@@ -255,24 +255,46 @@ fn manifest() -> (Manifest, String) {
 /// Changes the text of a manifest and seals it again, as a stranger would.
 fn forged(text: &str, from: &str, to: &str) -> Result<Manifest, ManifestError> {
     assert!(text.contains(from), "{from}");
-    let forged = text.replacen(from, to, 1);
-    let body = forged.rsplit_once(",\n  \"checksum\"").unwrap().0;
+    Manifest::parse(resealed(&text.replacen(from, to, 1)).as_bytes())
+}
+
+fn resealed(text: &str) -> String {
+    let body = text.rsplit_once(",\n  \"checksum\"").unwrap().0;
     let checksum = blake3::hash(body.as_bytes()).to_hex();
-    Manifest::parse(format!("{body},\n  \"checksum\": \"{checksum}\"\n}}\n").as_bytes())
+    format!("{body},\n  \"checksum\": \"{checksum}\"\n}}\n")
+}
+
+#[test]
+fn a_snapshot_of_version_1_is_read_and_verified_by_the_digest_of_its_whole_disk() {
+    let fixture = Fixture::new();
+    let made = fixture.full(Some("base"), &mixed());
+    let path = made.dir().join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let disk = made.dir().join("disks/rootfs");
+    let (before, digest) = text.split_once("\"data_blake3\": \"").unwrap();
+    let whole = blake3::hash(&std::fs::read(&disk).unwrap()).to_hex();
+    let old = format!("{before}\"blake3\": \"{whole}{}", &digest[64..])
+        .replace("\"format_version\": 2", "\"format_version\": 1");
+    std::fs::write(&path, resealed(&old)).unwrap();
+
+    fixture.store.snapshot("base").unwrap().verify().unwrap();
+    std::fs::write(&disk, "the contents of a dusk").unwrap();
+    let damaged = fixture.store.snapshot("base").unwrap().verify();
+    assert!(matches!(damaged, Err(VerifyError::Open(OpenError::Damaged { path })) if path == disk));
 }
 
 #[test]
 fn a_manifest_from_the_future_names_both_versions() {
     let (_, text) = manifest();
-    let error = forged(&text, "\"format_version\": 1", "\"format_version\": 7").unwrap_err();
+    let error = forged(&text, "\"format_version\": 2", "\"format_version\": 7").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the manifest has format version 7, and this program reads up to 1"
+        "the manifest has format version 7, and this program reads up to 2"
     );
     // However it is sealed, and whatever else it says.
-    let error = Manifest::parse(b"{\"format_version\": 2, \"new\": []}").unwrap_err();
-    assert!(matches!(error, ManifestError::Future { found: 2 }));
-    assert!(forged(&text, "\"format_version\": 1", "\"format_version\": 0").is_err());
+    let error = Manifest::parse(b"{\"format_version\": 3, \"new\": []}").unwrap_err();
+    assert!(matches!(error, ManifestError::Future { found: 3 }));
+    assert!(forged(&text, "\"format_version\": 2", "\"format_version\": 0").is_err());
 }
 
 #[test]

@@ -198,6 +198,7 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
                 path: "disk".parse().unwrap(),
                 read_only: false,
                 root: true,
+                limits: None,
                 backing: BackingParts::Layer,
             }],
             interfaces: vec![Interface {

@@ -48,7 +48,7 @@ fn the_manifest_is_json_and_its_digests_are_those_of_b3sum() {
     let made = fixture.full(None, &mixed());
     let bytes = std::fs::read(made.dir().join("manifest.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-    assert_eq!(json["format_version"], 1);
+    assert_eq!(json["format_version"], 2);
     assert_eq!(json["kind"], "full");
     assert_eq!(json["id"], made.id().to_string());
     for file in ["vmstate", "memory", "pages"] {
