@@ -29,6 +29,12 @@ pub(crate) struct Arguments {
     /// For how long a balloon in the lab never rests, beside faults and replay; 0 for not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     balloon_storm: u32,
+    /// How many rounds of write, pause, snapshot, restore and verify in the lab, on one lineage; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    disk_rounds: u32,
+    /// How many copies in the lab that each write, in one tree; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    disk_clones: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -51,6 +57,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.balloon_kills > 0 || arguments.balloon_storm > 0 {
         failed.extend(balloon(workspace, arguments)?);
     }
+    if arguments.disk_rounds > 0 {
+        failed.extend(lineage(workspace, arguments)?);
+    }
+    if arguments.disk_clones > 0 {
+        failed.extend(tree(workspace, arguments)?);
+    }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
             bail!("cannot fuzz: {lacks}");
@@ -71,16 +83,66 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
 /// In the lab, whose guests are Linux and have balloons.
 fn balloon(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
     let (storm, kills) = (arguments.balloon_storm, arguments.balloon_kills);
-    let assets = assets::open(workspace)?;
-    let mut environment = test::environment(workspace, &assets)?;
-    environment.push(("REKINDLE_BALLOON_STORM".into(), storm.to_string()));
-    environment.push(("REKINDLE_BALLOON_KILLS".into(), kills.to_string()));
-    environment.extend(seed(arguments));
-    // The lab is slow, and unevenly so; the story has a limit of its own, below this one.
-    let timeout = Duration::from_secs(600 + 2 * u64::from(storm) + 60 * u64::from(kills));
-    let stage = Stage::open(workspace, &assets, environment, timeout)?;
-    let why = stage.play_whole("storm")?;
-    Ok(why.map(|why| format!("a balloon in the lab ({why})")))
+    let lab = InTheLab {
+        what: "a balloon in the lab",
+        filter: "storm",
+        settings: &[
+            ("REKINDLE_BALLOON_STORM", storm),
+            ("REKINDLE_BALLOON_KILLS", kills),
+        ],
+        seconds: 2 * u64::from(storm) + 60 * u64::from(kills),
+    };
+    lab.tell(workspace, arguments)
+}
+
+/// Disks along one line of snapshots and restores.
+fn lineage(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let rounds = arguments.disk_rounds;
+    let lab = InTheLab {
+        what: "disks on one lineage",
+        filter: "lineage of writes",
+        settings: &[("REKINDLE_ROUNDS", rounds)],
+        seconds: 60 * u64::from(rounds),
+    };
+    lab.tell(workspace, arguments)
+}
+
+/// Disks of copies of copies.
+fn tree(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let clones = arguments.disk_clones;
+    let lab = InTheLab {
+        what: "disks in a tree of copies",
+        filter: "tree of copies",
+        settings: &[("REKINDLE_CLONES", clones)],
+        seconds: 60 * u64::from(clones),
+    };
+    lab.tell(workspace, arguments)
+}
+
+/// Stories of the lab of which the tests play a fraction, or nothing.
+struct InTheLab<'a> {
+    what: &'static str,
+    /// What their names have and no others'.
+    filter: &'static str,
+    settings: &'a [(&'static str, u32)],
+    /// What they may take, but for the start.
+    seconds: u64,
+}
+
+impl InTheLab<'_> {
+    /// Plays them; returns what failed.
+    fn tell(&self, workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+        let assets = assets::open(workspace)?;
+        let mut environment = test::environment(workspace, &assets)?;
+        let settings = self.settings.iter();
+        environment.extend(settings.map(|(name, value)| ((*name).into(), value.to_string())));
+        environment.extend(seed(arguments));
+        // The lab is slow, and unevenly so; the story has a limit of its own, below this one.
+        let timeout = Duration::from_secs(600 + self.seconds);
+        let stage = Stage::open(workspace, &assets, environment, timeout)?;
+        let why = stage.play_whole(self.filter)?;
+        Ok(why.map(|why| format!("{} ({why})", self.what)))
+    }
 }
 
 /// What repeats an earlier run.

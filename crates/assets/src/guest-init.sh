@@ -7,6 +7,9 @@
 # Kernel command line:
 #   root=/dev/vda         mount it (Firecracker adds this for the root drive, and ro or rw);
 #                         without it everything happens in the initrd
+#   rekindle.layer=D      the root is only read, and joined with what is written to the file system on D:
+#                         /dev/vda, ro ─┐
+#                         D ────────────┴─ overlayfs ─> /      (both also are in /run/rekindle)
 #   init=PATH             the image's init, else /sbin/init
 #   rekindle.init=agent   the agent alone, also where the image has an init
 #   rekindle.cmd=X        X is a shell line in base64url
@@ -40,6 +43,37 @@ put_agent() {
     cp /bin/rekindle-agent "$1/run/rekindle/agent"
 }
 
+# The drivers find their devices while they are loaded; two seconds are for slow hosts.
+await() {
+    tries=0
+    while [ ! -b "$1" ]; do
+        [ $tries -lt 40 ] || fail "there is no block device $1"
+        tries=$((tries + 1))
+        usleep 50000
+    done
+}
+
+# The root joined with what the guest writes, on /root. The layer is never on another image, so it may point into it.
+join_root() {
+    await "$layer"
+    mkdir -p /image /layer
+    mount -o ro "$root" /image || fail "cannot mount $root read-only; if it needs a repair, e2fsck -p makes it"
+    # What the layer is copied from has no inode tables yet, so that it is small: it stays so.
+    mount -t ext4 -o noinit_itable "$layer" /layer || fail "cannot mount the layer $layer"
+    mkdir -p /layer/upper /layer/work
+    mount -t overlay -o redirect_dir=on,lowerdir=/image,upperdir=/layer/upper,workdir=/layer/work overlay /root ||
+        fail "cannot join $root and $layer"
+    mkdir -p /root/proc /root/sys /root/dev /root/run /root/tmp
+}
+
+# Where a guest that wants to can see them, and freeze the layer.
+show_parts() {
+    for part in image layer; do
+        mkdir /root/run/rekindle/$part
+        mount --move /$part /root/run/rekindle/$part
+    done
+}
+
 mkdir -p /proc /sys /dev /root /run /tmp
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
@@ -55,10 +89,11 @@ done
 modprobe -a $(cat /etc/modules)
 ip link set lo up
 
-root= mode=ro command= has_command= first=image init=/sbin/init
+root= layer= mode=ro command= has_command= first=image init=/sbin/init
 for word in $(cat /proc/cmdline); do
     case $word in
     root=*) root=${word#root=} ;;
+    rekindle.layer=*) layer=${word#rekindle.layer=} ;;
     ro | rw) mode=$word ;;
     rekindle.init=*) first=${word#rekindle.init=} ;;
     rekindle.cmd=*)
@@ -71,23 +106,22 @@ for word in $(cat /proc/cmdline); do
 done
 
 if [ -n "$root" ]; then
-    # The drivers find their devices while they are loaded; two seconds are for slow hosts.
-    tries=0
-    while [ ! -b "$root" ]; do
-        [ $tries -lt 40 ] || fail "there is no block device $root"
-        tries=$((tries + 1))
-        usleep 50000
-    done
-    mount -o "$mode" "$root" /root || fail "cannot mount $root $mode"
+    await "$root"
+    if [ -n "$layer" ]; then
+        join_root
+    else
+        mount -o "$mode" "$root" /root || fail "cannot mount $root $mode"
+    fi
     for directory in proc sys dev; do
         if [ -d /root/$directory ]; then
             mount --rbind /$directory /root/$directory
         fi
     done
-    if [ "$mode" = ro ]; then
+    if [ -z "$layer" ] && [ "$mode" = ro ]; then
         [ ! -d /root/tmp ] || mount -t tmpfs -o nosuid,nodev tmpfs /root/tmp
     fi
     put_agent /root
+    [ -z "$layer" ] || show_parts
     if [ -n "$has_command" ]; then
         chroot /root /bin/sh -c "$command"
         finish $?

@@ -194,7 +194,7 @@ fn make_ext4(tree: &Path, image: &Path) -> Result<()> {
 }
 
 /// Users other than root have no `sbin` in their path.
-fn path_with_sbin() -> String {
+pub(crate) fn path_with_sbin() -> String {
     format!(
         "{}:/usr/sbin:/sbin",
         std::env::var("PATH").unwrap_or_default()

@@ -30,6 +30,7 @@ mod image;
 mod initrd;
 mod kernel;
 pub mod lab;
+mod layer;
 mod modules;
 pub mod pins;
 
@@ -47,6 +48,7 @@ pub use firecracker::{FIRECRACKER_VARIABLE, Firecracker};
 pub use guest::Guest;
 pub use hash::Sha256;
 pub use lab::Lab;
+pub use layer::{LAYER_MIB, layer};
 
 /// A cache directory of assets, and someone to tell about what happens.
 pub struct Assets {

@@ -58,7 +58,8 @@ impl Guest {
         })
     }
 
-    /// Whether its initrd is the one that `rekindle setup` made, which brings the agent.
+    /// Whether its initrd is the one that `rekindle setup` made, which brings the agent, and joins an image that it only
+    /// reads with a layer.
     pub(crate) fn is_ours(&self) -> bool {
         self.ours
     }

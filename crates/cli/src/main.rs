@@ -3,6 +3,7 @@
 
 mod attach;
 mod commands;
+mod disks;
 mod guest;
 mod monitor;
 mod output;

@@ -20,12 +20,15 @@ use std::time::Duration;
 
 use crate::processes::{self, Process};
 
+/// Where in the root stays what was fetched and built.
+const KEPT: &str = "assets";
+
 /// A thing on the host that can leak.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Thing {
     /// A process that names the root directory, as [`processes::naming`] finds it.
     Process(Process),
-    /// A file or directory in the root.
+    /// A file or directory in the root, but for what was fetched and built, which is there to stay.
     File(PathBuf),
     /// A mount on a place in the root, or of one.
     Mount(PathBuf),
@@ -88,6 +91,8 @@ impl Belongings {
         let mut things = BTreeSet::new();
         things.extend(processes::naming(root)?.into_iter().map(Thing::Process));
         files(root, &mut things)?;
+        let kept = root.join(KEPT);
+        things.retain(|thing| !matches!(thing, Thing::File(path) if path.starts_with(&kept)));
         mounts(root, &fs::read("/proc/self/mountinfo")?, &mut things);
         sockets(root, &fs::read("/proc/net/unix")?, &mut things);
         things.extend(names("/sys/class/net", prefix)?.map(Thing::Link));

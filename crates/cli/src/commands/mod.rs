@@ -13,6 +13,7 @@ mod monitor;
 mod pager;
 mod pause;
 mod ps;
+mod rebuild;
 mod restore;
 mod resume;
 mod rm;

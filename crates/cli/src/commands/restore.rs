@@ -9,7 +9,7 @@ use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::config::Backend;
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
-use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, check};
+use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check};
 
 use super::{Context, parse_duration};
 use crate::monitor::job::{Job, Task};
@@ -186,16 +186,7 @@ impl Restore {
             config = config.verify();
         }
         for tap in &self.tap {
-            config = match tap.split_once('=') {
-                Some((id, tap)) => config.tap(id, tap),
-                None => match snapshot.manifest().devices.interfaces.as_slice() {
-                    [only] => config.tap(only.id.as_str(), tap),
-                    all => bail!(
-                        "--tap {tap}: the snapshot has {} network interfaces, say which: --tap ID={tap}",
-                        all.len()
-                    ),
-                },
-            };
+            config.taps.push(tap_override(tap, snapshot)?);
         }
         config.vsock_path = self.vsock_path.clone();
         config.ttl = self.ttl;
@@ -207,6 +198,24 @@ impl Restore {
         }
         Ok(config)
     }
+}
+
+/// The value of `--tap`: a TAP device, and which interface it is for unless there is but one.
+pub(super) fn tap_override(text: &str, snapshot: &Snapshot) -> Result<TapOverride> {
+    let (iface_id, tap) = match text.split_once('=') {
+        Some((id, tap)) => (id, tap),
+        None => match snapshot.manifest().devices.interfaces.as_slice() {
+            [only] => (only.id.as_str(), text),
+            all => bail!(
+                "--tap {text}: the snapshot has {} network interfaces, say which: --tap ID={text}",
+                all.len()
+            ),
+        },
+    };
+    Ok(TapOverride {
+        iface_id: iface_id.to_owned(),
+        tap: tap.to_owned(),
+    })
 }
 
 /// Refuses a name that is taken. Who takes it from now on is found out at the start.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rekindle_engine::Engine;
-use rekindle_engine::store::VmName;
+use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::boot::check;
-use rekindle_engine::vm::config::{Access, BootConfig, Drive, Nic};
+use rekindle_engine::vm::config::{BootConfig, Drive, Limits, Nic};
 use rekindle_engine::vm::dir::{SERIAL, VmDir};
 use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::record::Record;
@@ -18,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::{Context, block_on, fresh_name, parse_duration, rm};
+use crate::disks::{self, DiskArgument};
 use crate::guest::{self, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
@@ -49,12 +50,23 @@ pub(crate) struct Run {
     /// The kernel's command line
     #[arg(long, value_name = "S")]
     boot_args: Option<String>,
-    /// The root image: a name that `rekindle setup` made, or a path; the VM gets a copy of it
+    /// The root image: a name that `rekindle setup` made, or a path
+    ///
+    /// All VMs read the one file, and each writes to a layer of its own. With --kernel or --initrd, which know nothing
+    /// of layers, the VM gets a copy of it.
     #[arg(long, value_name = "I")]
     image: Option<String>,
+    /// How much the guest can write beside its image; on the host only what it writes takes room [default: 8G]
+    #[arg(long, value_name = "SIZE", value_parser = disks::parse_layer_size)]
+    disk_size: Option<u64>,
     /// Another disk; the VM gets a copy of it, or with :ro reads the file itself
-    #[arg(long, value_name = "F[:ro]")]
-    disk: Vec<String>,
+    ///
+    /// It can be limited to so many bytes (10M, 500K) and so many operations a second, read and written together.
+    #[arg(long, value_name = "F[:ro][,bw=N][,iops=N]")]
+    disk: Vec<DiskArgument>,
+    /// Limit the root disk, image and layer each, to so many bytes and operations a second
+    #[arg(long, value_name = "bw=N,iops=N", value_parser = disks::parse_limits)]
+    root_limit: Option<Limits>,
     /// A network interface on this TAP device, which must exist; with a MAC address if given
     #[arg(long, value_name = "NAME[,MAC]")]
     tap: Vec<String>,
@@ -134,27 +146,15 @@ impl Run {
         let mut config = BootConfig::new(name, guest.kernel.clone())
             .vcpus(self.vcpus)
             .memory_mib(self.mem);
-        let args = guest.boot_args(self.boot_args.as_deref(), &self.command)?;
-        if let Some(args) = args {
-            config = config.boot_args(args);
-        }
         if let Some(initrd) = &guest.initrd {
             config = config.initrd(initrd);
         }
-        if let Some(image) = &guest.image {
-            config = config.drive(Drive::root(image));
+        let mut args = guest.boot_args(self.boot_args.as_deref(), &self.command)?;
+        for drive in self.drives(engine.root(), &guest, &mut args)? {
+            config = config.drive(drive);
         }
-        for (n, disk) in self.disk.iter().enumerate() {
-            let (path, access) = match disk.strip_suffix(":ro") {
-                Some(path) => (path, Access::ReadOnly),
-                None => (disk.as_str(), Access::OwnCopy),
-            };
-            config = config.drive(Drive::data(
-                format!("disk{n}"),
-                std::fs::canonicalize(path)
-                    .with_context(|| format!("the disk {path} cannot be used"))?,
-                access,
-            ));
+        if let Some(args) = args {
+            config = config.boot_args(args);
         }
         for (n, tap) in self.tap.iter().enumerate() {
             let (tap, mac) = match tap.split_once(',') {
@@ -186,6 +186,38 @@ impl Run {
             config = config.ttl(ttl);
         }
         Ok(config)
+    }
+
+    /// The drives in the order of their names in the guest; which one is the layer is said in `args`.
+    fn drives(&self, root: &Root, guest: &Guest, args: &mut Option<String>) -> Result<Vec<Drive>> {
+        let limits = self.root_limit.unwrap_or_default();
+        let mut drives = Vec::new();
+        if let Some(image) = &guest.image {
+            let image = Drive::root(image).limits(limits);
+            drives.push(match guest.is_ours() {
+                true => image.read_only(),
+                false => image,
+            });
+        } else if self.root_limit.is_some() {
+            bail!("--root-limit: there is no root disk; give an --image");
+        }
+        for (n, disk) in self.disk.iter().enumerate() {
+            drives.push(disk.drive(n)?);
+        }
+        if let (true, Some(image)) = (guest.is_ours(), &guest.image) {
+            disks::check_image(image)?;
+            let mib = self.disk_size.unwrap_or(disks::LAYER_MIB);
+            let (layer, argument) = disks::layer(root, mib, drives.len())?;
+            drives.push(layer.limits(limits));
+            let args = args.get_or_insert_default();
+            args.push(' ');
+            args.push_str(&argument);
+        } else if self.disk_size.is_some() {
+            bail!(
+                "--disk-size needs the initrd that `rekindle setup` made: leave out --kernel and --initrd"
+            );
+        }
+        Ok(drives)
     }
 }
 

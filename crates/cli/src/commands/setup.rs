@@ -8,6 +8,7 @@ use rekindle_engine::programs::installed_firecracker;
 use rekindle_engine::store::Root;
 
 use super::Context;
+use crate::disks;
 use crate::guest::{BASE_IMAGE, installed_initrd, installed_kernel};
 use crate::output;
 
@@ -55,7 +56,9 @@ fn guest(root: &Root, assets: &Assets) -> Result<()> {
     ))?;
     let image = root.images().join(format!("{BASE_IMAGE}.ext4"));
     assets.base_image(&image)?;
-    output::line(format!("base image    {}", image.display()))
+    output::line(format!("base image    {}", image.display()))?;
+    let layer = rekindle_assets::layer(&disks::empty_layers(root), disks::LAYER_MIB)?;
+    output::line(format!("empty layer   {}", layer.display()))
 }
 
 /// A second name for a file of the cache, under a path that does not change with its version.

@@ -1,4 +1,4 @@
-//! `rekindle snapshot`: create, ls, inspect, verify, rm.
+//! `rekindle snapshot`: create, ls, inspect, verify, rm; rebuild is in `rebuild.rs`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,6 +14,7 @@ use rekindle_engine::vm::rehearse::{Ending, LONGEST, RehearseConfig, Rehearsed, 
 use rekindle_engine::vm::snapshot::SnapshotKind;
 use serde::Serialize;
 
+use super::rebuild::Rebuild;
 use super::{Context, inspect};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::protocol::{self, SnapshotAnswer, SnapshotRequest};
@@ -31,6 +32,7 @@ pub(crate) enum Verb {
     Inspect(One),
     /// Compares all contents of a snapshot, and of those it builds on, with their checksums
     Verify(One),
+    Rebuild(Rebuild),
     /// Removes snapshots; refused while a VM or another snapshot needs them
     Rm(Rm),
 }
@@ -104,6 +106,7 @@ impl Verb {
                 inspect::snapshot(&engine.snapshot(&one.snapshot)?)
             }
             Verb::Verify(one) => one.verify(context),
+            Verb::Rebuild(rebuild) => rebuild.run(context),
             Verb::Rm(rm) => rm.run(context),
         }
     }

@@ -9,17 +9,21 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
     Balloon as BalloonBody, BootSource, Drive as DriveBody, HugePages, MachineConfiguration,
-    NetworkInterface, Vsock as VsockBody,
+    NetworkInterface, RateLimiter, TokenBucket, Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
+use rekindle_store::manifest::BootInfo;
 use tokio::sync::oneshot;
 
 use super::claim::Claim;
-use super::config::{Access, Agent, BootConfig, ConfigError, DirtyPages, Machine, Pages, Role};
+use super::config::{
+    Access, Agent, BootConfig, ConfigError, DirtyPages, Limits, Machine, Pages, Role,
+};
 use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
 use super::launch::StartError;
+use super::rebuild::{self, BootedError};
 use super::record::{
     GuestAgent, Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings,
 };
@@ -68,8 +72,11 @@ pub enum BootError {
         /// The last lines of its log.
         log: Vec<String>,
     },
+    /// The kernel or the initrd cannot be read, or is called what no manifest can hold.
+    #[error(transparent)]
+    Booted(#[from] BootedError),
     /// A helper thread was lost.
-    #[error("the task that prepares the drives was lost")]
+    #[error("a task that prepares the start was lost")]
     Task(#[source] io::Error),
 }
 
@@ -126,8 +133,10 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     let spawned = Instant::now();
     record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
     ledger.write(&mut record)?;
+    let booted = booted(&config);
     let mut crew = starting.ready().await?;
     drives.ready().await?;
+    record.boot = booted.await?;
 
     let configured = Instant::now();
     let done = crew
@@ -178,6 +187,7 @@ pub(crate) fn new_record(
         ended: None,
         ends_at: None,
         origin,
+        boot: BootInfo::default(),
         purpose: Purpose::Lasting,
         machine,
         firecracker: None,
@@ -267,6 +277,10 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
         let body = DriveBody::new(&drive.id, disk_path(&drive.id))
             .is_root_device(drive.role == Role::Root)
             .is_read_only(drive.access == Access::ReadOnly);
+        let body = match rate_limiter(drive.limits) {
+            Some(limiter) => body.rate_limiter(limiter),
+            None => body,
+        };
         client.put_drive(&body).await?;
     }
     for nic in &machine.nics {
@@ -288,6 +302,33 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
         client.put_balloon(&body).await?;
     }
     Ok(())
+}
+
+/// What it is booted from, read on a thread of its own. A boot that fails earlier does not wait for that.
+fn booted(config: &BootConfig) -> impl Future<Output = Result<BootInfo, BootError>> + use<> {
+    let (kernel, initrd) = (config.kernel.clone(), config.initrd.clone());
+    let args = config.boot_args.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        rebuild::booted(&kernel, initrd.as_deref(), args.as_deref())
+    });
+    async move {
+        Ok(read
+            .await
+            .map_err(|e| BootError::Task(io::Error::other(e)))??)
+    }
+}
+
+/// A second's worth is let through at once; less would round small limits to nothing.
+fn rate_limiter(limits: Limits) -> Option<RateLimiter> {
+    let bucket = |tokens| TokenBucket::new(tokens, 1000);
+    let mut limiter = RateLimiter::default();
+    if let Some(bytes) = limits.bytes_per_second {
+        limiter = limiter.bandwidth(bucket(bytes));
+    }
+    if let Some(operations) = limits.operations_per_second {
+        limiter = limiter.ops(bucket(operations));
+    }
+    (!limits.are_none()).then_some(limiter)
 }
 
 async fn died(lost: Lost, console: &mut Console) -> BootError {

@@ -1,10 +1,14 @@
 //! What a VM is asked to be. Checked whole, before anything is made.
 
+mod drive;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
+
+pub use self::drive::{Access, Drive, Limits, Role};
 
 /// The least memory that a guest gets, in MiB. Firecracker takes 1, no kernel does.
 pub const MIN_MEMORY_MIB: u32 = 1;
@@ -204,67 +208,6 @@ impl Pages {
     }
 }
 
-/// A block device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drive {
-    /// Firecracker's name for it, `[A-Za-z0-9_]+`.
-    pub id: String,
-    /// The file that it starts from.
-    pub source: PathBuf,
-    /// Whether the guest may write, and to what.
-    pub access: Access,
-    /// Whether it is the root device.
-    pub role: Role,
-}
-
-impl Drive {
-    /// The root device: the VM gets a copy of `image` that it may write to.
-    pub fn root(image: impl Into<PathBuf>) -> Self {
-        Drive {
-            id: "rootfs".into(),
-            source: image.into(),
-            access: Access::OwnCopy,
-            role: Role::Root,
-        }
-    }
-
-    /// A further device.
-    pub fn data(id: impl Into<String>, file: impl Into<PathBuf>, access: Access) -> Self {
-        Drive {
-            id: id.into(),
-            source: file.into(),
-            access,
-            role: Role::Data,
-        }
-    }
-
-    /// Makes it read-only, shared with whoever else reads the file.
-    pub fn read_only(mut self) -> Self {
-        self.access = Access::ReadOnly;
-        self
-    }
-}
-
-/// What a guest may do with a drive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Access {
-    /// Reads and writes a copy of its own.
-    OwnCopy,
-    /// Reads the file itself, which must not change.
-    ReadOnly,
-}
-
-/// What a drive is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The root device.
-    Root,
-    /// Any other.
-    Data,
-}
-
 /// A network interface on a TAP device that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
@@ -353,6 +296,9 @@ pub enum ConfigError {
     /// Two drives want to be the root device.
     #[error("more than one root drive: {0:?} is the second")]
     SecondRoot(String),
+    /// A limit that lets nothing through.
+    #[error("the drive {0:?} is limited to nothing: a limit is 1 a second or more")]
+    Limit(String),
     /// The balloon would hold more than there is.
     #[error("a balloon of {mib} MiB: the guest has {memory_mib} MiB of memory")]
     Balloon {
@@ -435,6 +381,9 @@ impl Machine {
             return Err(ConfigError::SecondRoot(second.id.clone()));
         }
         for drive in &self.drives {
+            if drive.limits.let_nothing_through() {
+                return Err(ConfigError::Limit(drive.id.clone()));
+            }
             regular_file("disk", &drive.source)?;
         }
         match self.vsock {

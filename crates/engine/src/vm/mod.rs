@@ -22,6 +22,7 @@ pub mod kernel;
 mod launch;
 mod portable;
 pub mod reaped;
+pub mod rebuild;
 pub mod record;
 pub mod rehearse;
 mod relay;

@@ -1,8 +1,11 @@
 //! From a VM's record to a snapshot's manifest, and back.
 
+use std::path::Path;
+
+use rekindle_store::image::ImageName;
 use rekindle_store::manifest::field::InvalidField;
 use rekindle_store::manifest::{
-    Agent as AgentInfo, Backing, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo,
+    Agent as AgentInfo, Backing, BackingParts, Devices, DriveLimits, DriveParts, FirecrackerInfo,
     HostInfo, HugePages, Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion,
     Vsock as VsockInfo,
 };
@@ -10,9 +13,9 @@ use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
 
 use super::compat;
-use super::config::{Access, Balloon, DirtyPages, Drive, Machine, Nic, Pages, Role, Vsock};
+use super::config::{Access, Balloon, DirtyPages, Drive, Limits, Machine, Nic, Pages, Role, Vsock};
 use super::dir::{VSOCK_SOCKET, disk_path};
-use super::record::{GuestAgent, Origin, Record};
+use super::record::{GuestAgent, Record};
 use super::restore::RestoreConfig;
 use crate::drives::DriveSource;
 use crate::host;
@@ -32,7 +35,11 @@ pub struct Unportable {
 }
 
 /// What the manifest of a snapshot of this VM says, but for what only the files tell.
-pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestParts, Unportable> {
+pub(crate) fn manifest_parts(
+    root: &Root,
+    record: &Record,
+    kind: Kind,
+) -> Result<ManifestParts, Unportable> {
     let cpu = host::cpu();
     let version = record.firecracker_version.as_deref().unwrap_or("unknown");
     let machine = &record.machine;
@@ -57,12 +64,12 @@ pub(crate) fn manifest_parts(record: &Record, kind: Kind) -> Result<ManifestPart
                 Pages::Huge => HugePages::Hugetlbfs2M,
             },
         },
-        boot: boot_info(&record.origin)?,
+        boot: record.boot.clone(),
         devices: Devices {
             drives: machine
                 .drives
                 .iter()
-                .map(drive_parts)
+                .map(|drive| drive_parts(root, drive))
                 .collect::<Result<_, _>>()?,
             interfaces: machine
                 .nics
@@ -105,6 +112,10 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
             source: source.file,
             access: source.access,
             role: if drive.root { Role::Root } else { Role::Data },
+            limits: drive.limits.map_or_else(Limits::default, |limits| Limits {
+                bytes_per_second: limits.bytes_per_second,
+                operations_per_second: limits.operations_per_second,
+            }),
         });
     Machine {
         vcpus: manifest.machine.vcpus,
@@ -155,42 +166,30 @@ pub(crate) fn drives(root: &Root, snapshot: &Snapshot) -> Vec<DriveSource> {
         .collect()
 }
 
-fn boot_info(origin: &Origin) -> Result<BootInfo, Unportable> {
-    let Origin::Boot {
-        kernel,
-        initrd,
-        boot_args,
-    } = origin
-    else {
-        return Ok(BootInfo::default());
-    };
-    let path = |what, path: &std::path::Path| field(what, &path.to_string_lossy());
-    Ok(BootInfo {
-        kernel: Some(path("kernel's path", kernel)?),
-        initrd: initrd
-            .as_deref()
-            .map(|initrd| path("initrd's path", initrd))
-            .transpose()?,
-        args: boot_args
-            .as_deref()
-            .map(|args| field("kernel's command line", args))
-            .transpose()?,
-    })
-}
-
-fn drive_parts(drive: &Drive) -> Result<DriveParts, Unportable> {
+fn drive_parts(root: &Root, drive: &Drive) -> Result<DriveParts, Unportable> {
     Ok(DriveParts {
         id: field("drive's id", &drive.id)?,
         path: field("drive's path", &disk_path(&drive.id).to_string_lossy())?,
         read_only: drive.access == Access::ReadOnly,
         root: drive.role == Role::Root,
+        limits: (!drive.limits.are_none()).then_some(DriveLimits {
+            bytes_per_second: drive.limits.bytes_per_second,
+            operations_per_second: drive.limits.operations_per_second,
+        }),
         backing: match drive.access {
             Access::OwnCopy => BackingParts::Layer,
-            Access::ReadOnly => {
-                BackingParts::Host(field("drive's file", &drive.source.to_string_lossy())?)
-            }
+            Access::ReadOnly => match image_name(root, &drive.source) {
+                Some(name) => BackingParts::Image(name),
+                None => BackingParts::Host(field("drive's file", &drive.source.to_string_lossy())?),
+            },
         },
     })
+}
+
+/// The image of the state directory that this file is, if it is one.
+fn image_name(root: &Root, file: &Path) -> Option<ImageName> {
+    let name: ImageName = file.file_stem()?.to_str()?.parse().ok()?;
+    (name.path(root) == file).then_some(name)
 }
 
 fn interface(nic: &Nic) -> Result<Interface, Unportable> {
@@ -233,7 +232,7 @@ pub(crate) fn agent(snapshot: &Snapshot) -> Option<GuestAgent> {
     })
 }
 
-fn field<T: std::str::FromStr<Err = InvalidField>>(
+pub(super) fn field<T: std::str::FromStr<Err = InvalidField>>(
     what: &'static str,
     text: &str,
 ) -> Result<T, Unportable> {

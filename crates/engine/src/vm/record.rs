@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rekindle_firecracker::ProcessId;
+use rekindle_store::manifest::BootInfo;
 use rekindle_store::{SnapshotId, VmName};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,9 @@ pub struct Record {
     pub ends_at: Option<Timestamp>,
     /// What it came from.
     pub origin: Origin,
+    /// What it was booted from, or the VM that it is a copy of; nothing where an older program started it.
+    #[serde(default)]
+    pub boot: BootInfo,
     /// What it is for.
     #[serde(skip_serializing_if = "Purpose::is_lasting", default)]
     pub purpose: Purpose,

@@ -20,7 +20,7 @@ use rekindle_store::flatten::{FlattenError, flatten_to};
 use rekindle_store::snapshot::{LeaseError, OpenError};
 use rekindle_store::store::ChainError;
 use rekindle_store::verify::VerifyError;
-use rekindle_store::{Lease, Snapshot};
+use rekindle_store::{Lease, Snapshot, SnapshotId};
 use tokio::runtime::Handle;
 
 pub use self::config::{
@@ -64,8 +64,17 @@ pub enum RestoreError {
     #[error(transparent)]
     Lease(#[from] LeaseError),
     /// It was made on another kind of host, or by a Firecracker that this one does not understand.
-    #[error("the snapshot does not fit this host; --force tries all the same")]
-    Incompatible(#[from] Incompatible),
+    #[error(
+        "the snapshot {snapshot} does not fit this host; boot it anew with: rekindle snapshot rebuild {snapshot} \
+         (--force tries to restore it all the same)"
+    )]
+    Incompatible {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What does not fit.
+        #[source]
+        source: Incompatible,
+    },
     /// Firecracker maps no file as huge pages.
     #[error(
         "its memory is made of huge pages, which come in through userfaultfd only; leave --backend file away"
@@ -210,7 +219,8 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
     }
     let manifest = snapshot.manifest();
     if config.mismatch == Mismatch::Refuse {
-        compat::check_cpu(manifest.host.cpu_vendor.as_str())?;
+        compat::check_cpu(manifest.host.cpu_vendor.as_str())
+            .map_err(|source| incompatible(snapshot, source))?;
     }
     if portable::pages(snapshot) == Pages::Huge {
         if config.backend == Backend::File {
@@ -247,6 +257,13 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
         })?;
     }
     Ok(())
+}
+
+fn incompatible(snapshot: &Snapshot, source: Incompatible) -> RestoreError {
+    RestoreError::Incompatible {
+        snapshot: snapshot.id(),
+        source,
+    }
 }
 
 /// A copy that is ready to be loaded: its directory is there, its page server is starting or waits, its drives are
@@ -293,6 +310,7 @@ fn prepare_in(
     };
     let machine = portable::machine(engine.root(), source.tip(), &config);
     let mut record = new_record(&config.name, origin, machine);
+    record.boot = source.tip().manifest().boot.clone();
     record.purpose = config.purpose;
     record.agent = portable::agent(source.tip());
     record.ends_at = config
@@ -503,7 +521,7 @@ async fn load(
 ) -> Result<(), RestoreError> {
     if let (Mismatch::Refuse, Some(ours)) = (config.mismatch, &record.firecracker_version) {
         let theirs = source.tip().manifest().firecracker.version.as_str();
-        compat::check_format(theirs, ours)?;
+        compat::check_format(theirs, ours).map_err(|e| incompatible(source.tip(), e))?;
     }
     let begun = Instant::now();
     let mut body =

@@ -167,7 +167,7 @@ impl Vm {
     pub async fn capture(&mut self, config: SnapshotConfig) -> Result<Captured, CaptureError> {
         decide(&self.record.state, Ask::Snapshot)?;
         let kind = self.kind_for(config.kind)?;
-        let mut parts = portable::manifest_parts(&self.record(), kind)?;
+        let mut parts = portable::manifest_parts(self.engine.root(), &self.record(), kind)?;
         let draft = self.engine.store().begin(config.name.clone())?;
         let before = self.record.state.clone();
         // Firecracker starts a new dirty log with this snapshot: until it is published there is no base.

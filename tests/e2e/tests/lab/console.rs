@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Rekindle, SOON, wait_for};
+use rekindle_kit::guest::Mib;
 use rekindle_kit::require::{requires_file, requires_linux_kvm};
 
 /// The shell's prompt.
@@ -22,11 +23,20 @@ pub(crate) struct Linux {
 impl Linux {
     /// Skips where KVM cannot run Linux, or where the guest's parts are not named.
     pub(crate) fn new() -> anyhow::Result<Linux> {
+        Linux::over(Rekindle::new)
+    }
+
+    /// The same, with a state directory on a file system of so much.
+    pub(crate) fn on_a_disk_of(size: Mib) -> anyhow::Result<Linux> {
+        Linux::over(|| Rekindle::on_a_disk_of(size))
+    }
+
+    fn over(make: impl FnOnce() -> anyhow::Result<Rekindle>) -> anyhow::Result<Linux> {
         requires_linux_kvm()?;
         let kernel = requires_file("REKINDLE_VMLINUX")?;
         let initrd = requires_file("REKINDLE_INITRD")?;
         let image = requires_file("REKINDLE_BASE_IMAGE")?;
-        let mut rekindle = Rekindle::new()?;
+        let mut rekindle = make()?;
         // What `rekindle setup` does, without what it fetches.
         let bin = rekindle.state().join("assets/bin");
         std::fs::create_dir_all(&bin)?;

@@ -7,6 +7,7 @@ mod lineage;
 mod marks;
 mod programs;
 mod storm;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         programs::stories(),
         lineage::stories(),
         disks::stories(),
+        tree::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

@@ -42,7 +42,7 @@ fn a_snapshot(rekindle: &Rekindle) -> anyhow::Result<PathBuf> {
     directory(rekindle, "base")
 }
 
-fn directory(rekindle: &Rekindle, snapshot: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn directory(rekindle: &Rekindle, snapshot: &str) -> anyhow::Result<PathBuf> {
     let manifest = rekindle.tells(&format!("snapshot inspect {snapshot}"))?;
     let id = manifest["id"].as_str().context("an id")?.to_owned();
     Ok(rekindle.state().join("snapshots").join(id))
@@ -161,7 +161,7 @@ fn flipped_memory(rekindle: &Rekindle) -> anyhow::Result<()> {
 }
 
 /// Edits a manifest and seals it anew, so that the checksum is right.
-fn edit(manifest: &str, from: &str, to: &str) -> anyhow::Result<String> {
+pub(crate) fn edit(manifest: &str, from: &str, to: &str) -> anyhow::Result<String> {
     ensure!(
         manifest.matches(from).count() >= 1,
         "no {from:?} in {manifest}"
@@ -184,9 +184,9 @@ fn lying_manifests(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     let lies: [(&str, &str, &[&str]); 10] = [
         (
-            "\"format_version\": 1",
             "\"format_version\": 2",
-            &["manifest.json", "2", "1"],
+            "\"format_version\": 3",
+            &["manifest.json", "3", "2"],
         ),
         (
             "\"path\": \"disks/disk0\"",

@@ -3,6 +3,7 @@
 mod adopt;
 mod bare;
 mod damage;
+mod disks;
 mod ends;
 mod foreign;
 mod host;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         takeover::stories(),
         input::stories(),
         damage::stories(),
+        disks::stories(),
         host::stories(),
         huge::stories(),
         foreign::stories(),
