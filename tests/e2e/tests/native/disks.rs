@@ -127,7 +127,7 @@ fn rebuilt(rekindle: &Rekindle) -> anyhow::Result<()> {
         ensure!(refusal.contains("rekindle snapshot rebuild"), "{refusal}");
         rekindle.does(&format!("snapshot rebuild {snapshot} --name anew"))?;
         let first: String = rekindle.follows("anew")?.hears("\n")?;
-        ensure!(first.trim() == "1", "its memory is old: {first:?}");
+        ensure!(first.trim() == "n=1", "its memory is old: {first:?}");
         let its = fs::read(rekindle.vm("anew").join("disks/disk0"))?;
         ensure!(its == b"as it was then", "{its:?}");
         rekindle.does("rm --force anew")?;
@@ -184,11 +184,9 @@ fn no_room() -> anyhow::Result<()> {
     );
     ensure!(rekindle.vms()?.len() == 1, "half a VM is left");
 
+    // The memory is written while the disk is copied: whichever finds no room first is told.
     let said = rekindle.refuses("snapshot create first --name none")?;
-    ensure!(
-        said.contains("the drive disk0") && said.contains("No space left"),
-        "{said}"
-    );
+    ensure!(said.contains("No space left"), "{said}");
     let drafts = fs::read_dir(rekindle.state().join("tmp"))?.count();
     ensure!(drafts == 0, "{drafts} drafts are left");
     ensure!(rekindle.tells("snapshot ls --json")? == json!([]));
