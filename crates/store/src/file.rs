@@ -4,6 +4,7 @@
 //! where a file belongs. Everything here refuses those before a byte is read.
 
 use crate::unit::ByteSize;
+use jiff::Timestamp;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fmt;
@@ -270,6 +271,16 @@ pub(crate) fn size(file: &File, path: &Path) -> Result<ByteSize, FileError> {
     file.metadata()
         .map(|meta| ByteSize::new(meta.len()))
         .at("inspect", path)
+}
+
+/// The size of a file that several read, and when it was last written to.
+pub(crate) fn shared(path: &Path) -> Result<(ByteSize, Timestamp), FileError> {
+    let meta = open_regular(path)?.metadata().at("inspect", path)?;
+    let modified = meta.modified().at("inspect", path)?;
+    let modified = Timestamp::try_from(modified)
+        .map_err(io::Error::other)
+        .at("tell the age of", path)?;
+    Ok((ByteSize::new(meta.len()), modified))
 }
 
 /// Creates a file that did not exist, readable and writable by its owner alone.

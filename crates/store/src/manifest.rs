@@ -220,6 +220,9 @@ pub enum Backing {
         name: ImageName,
         /// How large it was.
         size: ByteSize,
+        /// When it was last written to; nobody may since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<Timestamp>,
     },
     /// In a file of the host, which the guest cannot write to.
     ///
@@ -229,6 +232,9 @@ pub enum Backing {
         path: HostPath,
         /// How large it was.
         size: ByteSize,
+        /// When it was last written to; nobody may since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<Timestamp>,
     },
 }
 

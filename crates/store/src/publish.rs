@@ -11,8 +11,7 @@
 //! earlier leaves a directory in `tmp/` without a lock, which [`collect`](crate::collect) removes.
 
 use crate::disk::{Copied, copy_disk};
-use crate::file::{Access, At, Dir, FileError, create_new, open_regular, size, sync_dir};
-use crate::image;
+use crate::file::{Access, At, Dir, FileError, create_new, shared, size, sync_dir};
 use crate::layout::{SnapshotId, SnapshotName};
 use crate::manifest::field::DeviceId;
 use crate::manifest::{
@@ -428,14 +427,23 @@ impl Draft {
                     record,
                 }
             }
-            BackingParts::Image(name) => Backing::Image {
-                size: image::find(self.store.root(), &name)?.size,
-                name,
-            },
-            BackingParts::Host(path) => Backing::Host {
-                size: size(&open_regular(path.as_ref())?, path.as_ref())?,
-                path,
-            },
+            BackingParts::Image(name) => {
+                let path = name.path(self.store.root());
+                let (size, modified) = shared(&path)?;
+                Backing::Image {
+                    name,
+                    size,
+                    modified: Some(modified),
+                }
+            }
+            BackingParts::Host(path) => {
+                let (size, modified) = shared(path.as_ref())?;
+                Backing::Host {
+                    path,
+                    size,
+                    modified: Some(modified),
+                }
+            }
         };
         Ok(Drive {
             id: parts.id,

@@ -7,8 +7,7 @@
 //! ```
 
 use crate::digest::{self, Digest};
-use crate::file::{Access, At, Dir, FileError, open_regular, size};
-use crate::image;
+use crate::file::{Access, At, Dir, FileError, shared, size};
 use crate::layout::{InvalidName, Root, SnapshotId, SnapshotName};
 use crate::manifest::{
     Backing, DiskDigest, DiskRecord, FileRecord, Kind, MAX_SIZE, Manifest, ManifestError,
@@ -118,6 +117,16 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that the guest reads was written to since.
+    #[error(
+        "{} was changed after the snapshot was taken, whose guest has parts of it in its memory; put back what it was, \
+         with its time",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The `pages` file cannot be used.
     #[error("cannot use {}", path.display())]
     Pages {
@@ -182,23 +191,27 @@ impl Snapshot {
 
     fn check_drives(&self, root: &Root) -> Result<(), OpenError> {
         for drive in &self.manifest.devices.drives {
-            let (path, expected) = match &drive.backing {
+            let (path, size, modified) = match &drive.backing {
                 Backing::Layer { file, record } => {
                     self.open_sized(file, record.size)?;
                     continue;
                 }
-                Backing::Image { name, size } => {
-                    let image = image::find(root, name)?;
-                    check_size(&image.path, *size, image.size)?;
-                    continue;
-                }
-                Backing::Host { path, size } => (path, *size),
+                Backing::Image {
+                    name,
+                    size,
+                    modified,
+                } => (name.path(root), size, modified),
+                Backing::Host {
+                    path,
+                    size,
+                    modified,
+                } => (path.as_ref().to_owned(), size, modified),
             };
-            check_size(
-                path.as_ref(),
-                expected,
-                size(&open_regular(path.as_ref())?, path.as_ref())?,
-            )?;
+            let (found, changed) = shared(&path)?;
+            check_size(&path, *size, found)?;
+            if modified.is_some_and(|then| then != changed) {
+                return Err(OpenError::Changed { path });
+            }
         }
         Ok(())
     }

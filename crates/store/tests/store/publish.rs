@@ -390,6 +390,16 @@ fn a_drive_on_an_image_needs_the_image_and_is_read_only() {
     assert!(
         matches!(&made.manifest().devices.drives[0].backing, Backing::Image { size, .. } if size.get() == 8)
     );
+    let then = image.metadata().unwrap().modified().unwrap();
+    std::fs::write(&image, "an imago").unwrap();
+    let later = then + std::time::Duration::from_millis(1);
+    let touch = |time| std::fs::File::open(&image).unwrap().set_modified(time);
+    touch(later).unwrap();
+    assert!(
+        matches!(fixture.store.snapshot("base"), Err(OpenError::Changed { path }) if path == image)
+    );
+    touch(then).unwrap();
+    assert!(fixture.store.snapshot("base").is_ok());
     std::fs::write(&image, "another image").unwrap();
     assert!(
         matches!(fixture.store.snapshot("base"), Err(OpenError::Size { path, .. }) if path == image)
