@@ -172,10 +172,10 @@ mod tests {
     use super::*;
 
     fn limits(bytes: Option<u64>, operations: Option<u64>) -> Limits {
-        let mut limits = Limits::default();
-        limits.bytes_per_second = bytes;
-        limits.operations_per_second = operations;
-        limits
+        Limits {
+            bytes_per_second: bytes,
+            operations_per_second: operations,
+        }
     }
 
     #[test]
