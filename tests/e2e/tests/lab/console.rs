@@ -57,8 +57,13 @@ impl Linux {
 
     /// Boots a guest that stays, to its shell.
     pub(crate) fn boots(&self, name: &str, options: &str) -> anyhow::Result<()> {
+        self.boots_with(192, name, options)
+    }
+
+    /// The same, with so many MiB of memory: the lab hashes all of it at each snapshot, and is slow.
+    pub(crate) fn boots_with(&self, mib: u32, name: &str, options: &str) -> anyhow::Result<()> {
         self.rekindle.does(&format!(
-            "{} --mem 192 --name {name} --detach {options}",
+            "{} --mem {mib} --name {name} --detach {options}",
             self.run()
         ))?;
         self.rekindle.follows(name)?.hears(PROMPT)?;

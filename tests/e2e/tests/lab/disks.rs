@@ -36,7 +36,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn siblings(linux: &Linux) -> anyhow::Result<()> {
-    linux.boots("base", "")?;
+    linux.boots_with(128, "base", "")?;
     linux.types("base", "echo base > /who; sync\n")?;
     ensure!(linux.asks("base", "cat /who")? == "base");
     linux.rekindle.does("snapshot create base --name base")?;

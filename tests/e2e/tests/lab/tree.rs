@@ -47,7 +47,7 @@ fn rounds() -> u64 {
 }
 
 fn clones() -> u64 {
-    setting("REKINDLE_CLONES", 8)
+    setting("REKINDLE_CLONES", 6)
 }
 
 /// What a guest's files are.
@@ -89,7 +89,7 @@ impl Model {
 }
 
 fn boots(linux: &Linux) -> anyhow::Result<()> {
-    linux.boots("original", "--disk-size 256M")?;
+    linux.boots_with(128, "original", "--disk-size 256M")?;
     linux.types("original", WORDS)
 }
 
