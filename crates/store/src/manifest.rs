@@ -333,7 +333,7 @@ pub enum DiskDigest {
     /// Of all its bytes, as `b3sum` prints it: format version 1, which hashes many GiB of zeros for a large empty disk.
     #[serde(rename = "blake3")]
     Whole(Digest),
-    /// Of what is not zero: [`digest::of_data`](crate::digest::of_data).
+    /// Of what is not zero, block by block; the page on the format says how.
     #[serde(rename = "data_blake3")]
     Data(Digest),
 }
