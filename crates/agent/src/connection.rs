@@ -28,7 +28,7 @@ pub(crate) fn attend(sessions: &Arc<Sessions>, peer: Peer) {
     }
 }
 
-fn serve(sessions: &Sessions, mut peer: Peer) -> io::Result<()> {
+fn serve(sessions: &Arc<Sessions>, mut peer: Peer) -> io::Result<()> {
     let mut frames = Frames::new();
     let Some(first) = frames.next(&mut peer)? else {
         return Ok(());

@@ -300,4 +300,26 @@ mod tests {
             Err(FrameError::TooLong { length: 1 << 31 })
         );
     }
+
+    #[test]
+    fn what_the_fuzz_target_starts_from_is_understood() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/agent_frames");
+        let mut seen = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            let path = seed.unwrap().path();
+            let mut decoder = Decoder::default();
+            // The first byte says in which pieces the target cuts the rest.
+            decoder.feed(&std::fs::read(&path).unwrap()[1..]);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                if let Frame::Message(json) = frame {
+                    let host = crate::FromHost::parse(&json).is_ok();
+                    let agent = crate::FromAgent::parse(&json).is_ok();
+                    assert!(host || agent, "{}", path.display());
+                }
+            }
+            assert!(decoder.pending.is_empty(), "{}", path.display());
+            seen += 1;
+        }
+        assert!(seen >= 5);
+    }
 }

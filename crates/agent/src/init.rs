@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
 
@@ -33,24 +34,23 @@ pub(crate) fn begin(sessions: &Arc<Sessions>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends all programs, brings the disks into order and restarts the machine, which ends Firecracker.
+/// Ends all programs, brings the disks into order and restarts the machine, which ends Firecracker. Beside another first
+/// program, that one is asked to, as by Ctrl-Alt-Del.
 pub(crate) fn shut_down(sessions: &Sessions) {
-    tell_all(rustix::process::Signal::TERM);
+    if !rustix::process::getpid().is_init() {
+        let _ = kill(Pid::from_raw(1), Signal::SIGINT);
+        return;
+    }
+    let everybody = Pid::from_raw(-1);
+    let _ = kill(everybody, Signal::SIGTERM);
     sessions.wait_for_none(GRACE);
-    tell_all(rustix::process::Signal::KILL);
+    let _ = kill(everybody, Signal::SIGKILL);
     rustix::fs::sync();
-    // With nothing open for writing, a file system that is written no more is whole.
-    let _ = rustix::mount::mount_remount("/", MountFlags::RDONLY, "");
+    // With nothing open for writing, a file system that is written no more is whole. The layer is below the root.
+    for mounted in ["/", "/run/rekindle/layer"] {
+        let _ = rustix::mount::mount_remount(mounted, MountFlags::RDONLY, "");
+    }
     if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {
         eprintln!("rekindle-agent: cannot restart the machine: {error}");
-    }
-}
-
-/// All but the first program, which is us.
-fn tell_all(signal: rustix::process::Signal) {
-    if rustix::process::getpid().is_init() {
-        let everybody = nix::unistd::Pid::from_raw(-1);
-        let signal = Signal::try_from(signal.as_raw()).ok();
-        let _ = nix::sys::signal::kill(everybody, signal);
     }
 }

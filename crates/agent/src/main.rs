@@ -69,7 +69,7 @@ fn wrong_usage() -> ExitCode {
 }
 
 fn serve(listener: io::Result<Listener>, place: Place) -> ExitCode {
-    let sessions = Arc::new(Sessions::default());
+    let sessions = Arc::new(Sessions::new(place));
     match listener.and_then(|listener| begin(&sessions, place).map(|()| listener)) {
         Ok(listener) => accept(&sessions, &listener),
         Err(error) => {

@@ -87,6 +87,20 @@ pub struct Exec {
     /// What becomes of it without its caller.
     #[serde(default)]
     pub fate: Fate,
+    /// It reads nothing, and what it writes goes to the guest's console instead of the caller.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub console: bool,
+    /// The guest goes down once it has ended and its caller knows, or is gone for good.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ends_guest: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What becomes of a program whose caller is gone.

@@ -63,6 +63,7 @@ enum Ends {
         stderr: OwnedFd,
     },
     Terminal(Arc<OwnedFd>),
+    Console,
 }
 
 /// Why a program was not started: what it was refused for, or what the guest lacks.
@@ -81,6 +82,7 @@ pub(crate) fn start(exec: &Exec) -> Result<Program, Refusal> {
     let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(lacking("descriptors"))?;
     let (ends, on_terminal) = match exec.tty {
+        _ if exec.console => (console(&mut command)?, false),
         Some(size) => (terminal(&mut command, size, identity.as_ref())?, true),
         None => (pipes(&mut command)?, false),
     };
@@ -89,7 +91,7 @@ pub(crate) fn start(exec: &Exec) -> Result<Program, Refusal> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let terminal = match &ends {
         Ends::Terminal(ours) => Some(Terminal(ours.clone())),
-        Ends::Pipes { .. } => None,
+        Ends::Pipes { .. } | Ends::Console => None,
     };
     Ok(Program {
         pid: pid.expect("a child has a pid"),
@@ -171,6 +173,21 @@ fn pipes(command: &mut Command) -> Result<Ends, Refusal> {
     })
 }
 
+/// Nothing to read, and the guest's console to write to.
+fn console(command: &mut Command) -> Result<Ends, Refusal> {
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let console = rustix::fs::open("/dev/console", flags, Mode::empty())
+        .map_err(|errno| refusal(Why::NotFound, format!("the guest has no console: {errno}")))?;
+    let more = console.try_clone().map_err(|error| {
+        let words = format!("the guest has no descriptors left: {error}");
+        refusal(Why::Full, words)
+    })?;
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::from(more));
+    command.stderr(Stdio::from(console));
+    Ok(Ends::Console)
+}
+
 fn terminal(
     command: &mut Command,
     size: Size,
@@ -226,6 +243,7 @@ impl Program {
                 reader(session, &ended, Arc::new(stderr), Stream::Stderr)?;
                 writer(session, &ended, Writes::Pipe(stdin))
             }
+            Ends::Console => Ok(()),
             Ends::Terminal(ours) => {
                 reader(session, &ended, ours.clone(), Stream::Stdout)?;
                 writer(session, &ended, Writes::Terminal(ours))

@@ -8,7 +8,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rekindle_agent::{
-    Exit, Fate, Frame, FromAgent, FromHost, Inbox, MessageError, Offence, Outbox, Received, Stream,
+    Exec, Exit, Fate, Frame, FromAgent, FromHost, Inbox, MessageError, Offence, Outbox, Received,
+    Stream,
 };
 use rustix::process::{Pid, Signal};
 
@@ -57,19 +58,22 @@ pub(crate) enum Input {
 }
 
 impl Session {
-    pub(crate) fn new(pid: Pid, fate: Fate, terminal: Option<Terminal>) -> Session {
-        let mut stderr = Outbox::default();
-        if terminal.is_some() {
-            // All that it writes comes through the one terminal.
+    pub(crate) fn new(pid: Pid, exec: &Exec, terminal: Option<Terminal>) -> Session {
+        let (mut stdout, mut stderr) = (Outbox::default(), Outbox::default());
+        if terminal.is_some() || exec.console {
+            // On a terminal all that it writes comes through the one.
             stderr.end();
+        }
+        if exec.console {
+            stdout.end();
         }
         Session {
             pid,
-            fate,
+            fate: exec.fate,
             terminal,
             inner: Mutex::new(Inner {
                 stdin: Inbox::default(),
-                stdout: Outbox::default(),
+                stdout,
                 stderr,
                 exit: None,
                 caller: None,
@@ -197,6 +201,17 @@ impl Session {
         }
     }
 
+    /// Waits until the program has ended, and its caller knows or will not come back.
+    pub(crate) fn wait_until_over(&self) {
+        let mut inner = self.inner();
+        while !(inner.forgotten || self.fate == Fate::LivesOn && inner.is_left_alone()) {
+            inner = self.wait(inner);
+        }
+        while inner.exit.is_none() {
+            inner = self.wait(inner);
+        }
+    }
+
     /// Takes a frame from the present caller.
     pub(crate) fn receive(&self, call: u64, frame: Frame) -> Result<(), Nonsense> {
         let mut inner = self.inner();
@@ -281,6 +296,10 @@ impl Session {
 }
 
 impl Inner {
+    fn is_left_alone(&self) -> bool {
+        self.exit.is_some() && self.caller.is_none()
+    }
+
     fn output(&mut self, stream: Stream) -> &mut Outbox {
         match stream {
             Stream::Stderr => &mut self.stderr,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -11,8 +12,8 @@ use rekindle_agent::{Exec, Exit, Refusal, SessionId, Why};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
-use crate::program;
 use crate::session::Session;
+use crate::{Place, init, program};
 
 /// More programs than this are not run at once.
 const MOST_RUNNING: usize = 256;
@@ -20,8 +21,9 @@ const MOST_RUNNING: usize = 256;
 /// Of so many that have ended, and whose callers may come back, the outcome is kept.
 const MOST_ENDED: usize = 64;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sessions {
+    place: Place,
     all: Mutex<All>,
     /// There is a program to wait for.
     started: Condvar,
@@ -46,12 +48,25 @@ struct Running {
 }
 
 impl Sessions {
+    pub(crate) fn new(place: Place) -> Sessions {
+        Sessions {
+            place,
+            all: Mutex::default(),
+            started: Condvar::new(),
+            none_left: Condvar::new(),
+        }
+    }
+
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The session of this name, begun if it has to be and can be.
-    pub(crate) fn open(&self, id: SessionId, exec: Option<&Exec>) -> Result<Arc<Session>, Refusal> {
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        id: SessionId,
+        exec: Option<&Exec>,
+    ) -> Result<Arc<Session>, Refusal> {
         let refuse = |why, words: String| Err(Refusal { why, words });
         // Held while the program starts: who waits for its end must know it first.
         let mut all = self.all();
@@ -71,10 +86,13 @@ impl Sessions {
                 format!("{MOST_RUNNING} programs run in the guest, and no more may"),
             );
         }
+        if exec.ends_guest && self.place == Place::Apart {
+            return refuse(Why::Nonsense, "there is no guest that could go down".into());
+        }
         let program = program::start(exec)?;
         let (pid, ended) = (program.pid, program.ended.clone());
         let terminal = program.terminal.clone();
-        let session = Arc::new(Session::new(pid, exec.fate, terminal));
+        let session = Arc::new(Session::new(pid, exec, terminal));
         let running = Running {
             id: id.clone(),
             session: session.clone(),
@@ -82,12 +100,28 @@ impl Sessions {
         };
         all.running.insert(pid, running);
         self.started.notify_all();
-        if let Err(error) = program.attend(&session) {
+        let attended = program.attend(&session);
+        let attended = attended.and_then(|()| match exec.ends_guest {
+            true => self.go_down_after(&session),
+            false => Ok(()),
+        });
+        if let Err(error) = attended {
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             return refuse(Why::Full, format!("the guest has no threads left: {error}"));
         }
         all.sessions.insert(id, session.clone());
         Ok(session)
+    }
+
+    /// Has the guest go down when a program is over.
+    fn go_down_after(self: &Arc<Self>, session: &Arc<Session>) -> io::Result<()> {
+        let (sessions, session) = (self.clone(), session.clone());
+        let wait = move || {
+            session.wait_until_over();
+            init::shut_down(&sessions);
+        };
+        thread::Builder::new().name("last".into()).spawn(wait)?;
+        Ok(())
     }
 
     /// Waits for programs, and for the orphans that come to us where we are the guest's init, for ever.

@@ -12,7 +12,6 @@
 #                         D ────────────┴─ overlayfs ─> /      (both also are in /run/rekindle)
 #   init=PATH             the image's init, else /sbin/init
 #   rekindle.init=agent   the agent alone, also where the image has an init
-#   rekindle.cmd=X        X is a shell line in base64url
 #
 # With reboot=k, going down ends Firecracker with status 0.
 
@@ -20,7 +19,6 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=linux
 set -f
 
 finish() {
-    [ $# = 0 ] || printf '\nrekindle: exit %s\n' "$1"
     # Setting the terminal waits until it has sent what it holds.
     stty sane
     sync
@@ -31,7 +29,7 @@ finish() {
 
 fail() {
     echo "rekindle: $1"
-    finish 125
+    finish
 }
 
 # Where the root is mounted read-only, and where the image's init looks: a tmpfs that it leaves alone.
@@ -89,18 +87,13 @@ done
 modprobe -a $(cat /etc/modules)
 ip link set lo up
 
-root= layer= mode=ro command= has_command= first=image init=/sbin/init
+root= layer= mode=ro first=image init=/sbin/init
 for word in $(cat /proc/cmdline); do
     case $word in
     root=*) root=${word#root=} ;;
     rekindle.layer=*) layer=${word#rekindle.layer=} ;;
     ro | rw) mode=$word ;;
     rekindle.init=*) first=${word#rekindle.init=} ;;
-    rekindle.cmd=*)
-        has_command=yes
-        command=$(printf %s "${word#rekindle.cmd=}" | tr -- '-_' '+/' | base64 -d)
-        [ -n "$command" ] || fail "rekindle.cmd is no base64"
-        ;;
     init=*) init=${word#init=} ;;
     esac
 done
@@ -122,10 +115,6 @@ if [ -n "$root" ]; then
     fi
     put_agent /root
     [ -z "$layer" ] || show_parts
-    if [ -n "$has_command" ]; then
-        chroot /root /bin/sh -c "$command"
-        finish $?
-    fi
     if [ "$first" = agent ] || ! { [ -x "/root$init" ] || [ -L "/root$init" ]; }; then
         exec switch_root /root /run/rekindle/agent --init
     fi
@@ -134,10 +123,6 @@ if [ -n "$root" ]; then
 fi
 
 put_agent ""
-if [ -n "$has_command" ]; then
-    sh -c "$command"
-    finish $?
-fi
 [ "$first" != agent ] || exec /run/rekindle/agent --init
 setsid /run/rekindle/agent </dev/null &
 setsid cttyhack sh

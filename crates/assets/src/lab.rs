@@ -24,7 +24,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::cache::Built;
-use crate::command::shell_quoted;
 use crate::event::Event;
 use crate::guest::{BUSYBOX_PACKAGE, initrd, recipe, vmlinuz};
 use crate::modules::ModuleTree;
@@ -446,6 +445,11 @@ fn end_of(output: &[u8]) -> String {
     }
 }
 
+/// `word` as exactly one word of a POSIX shell.
+fn shell_quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -540,5 +544,36 @@ mod tests {
         );
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn hostile_words_stay_one_word_of_the_shell() {
+        let hostile = [
+            "a b",
+            "",
+            "'",
+            "''",
+            "\\",
+            "\"$(exit 3)\"",
+            "`id`",
+            "$HOME",
+            "*",
+            "~",
+            "-n",
+            "a\nb",
+            "\n",
+            "; exit",
+            "ä€𝄞",
+            "#",
+        ];
+        let words: String = hostile
+            .map(|word| format!(" {}", shell_quoted(word)))
+            .concat();
+        let line = format!(r"printf '%s\0'{words}");
+        let said = Command::new("sh").arg("-c").arg(line).output().unwrap();
+        let expected: Vec<u8> = hostile
+            .map(|word| [word.as_bytes(), b"\0"].concat())
+            .concat();
+        assert_eq!(said.stdout, expected);
     }
 }

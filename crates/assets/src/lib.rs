@@ -19,7 +19,6 @@
 
 mod agent;
 mod cache;
-mod command;
 mod debian;
 mod event;
 mod fetch;
@@ -40,12 +39,9 @@ use anyhow::{Context, Result};
 
 use cache::{Built, Cache, Set, Unusable};
 
-pub use command::{
-    BOOT_ARGS, COMMAND_LINE_RESERVE, COMMAND_LINE_SIZE, EXIT_LINE_PREFIX, command_argument,
-};
 pub use event::{Event, Report};
 pub use firecracker::{FIRECRACKER_VARIABLE, Firecracker};
-pub use guest::Guest;
+pub use guest::{AGENT_ALONE, BOOT_ARGS, Guest};
 pub use hash::Sha256;
 pub use lab::Lab;
 pub use layer::{LAYER_MIB, layer};

@@ -15,7 +15,7 @@ use crate::terminal::{self, RawTerminal};
 /// How much is read from the standard input at once.
 const PIECE: usize = 64 << 10;
 
-/// Signals that the program in the guest gets in the place of this one.
+/// Signals that can be passed on.
 const PASSED_ON: [fn() -> SignalKind; 6] = [
     SignalKind::hangup,
     SignalKind::interrupt,
@@ -36,9 +36,18 @@ pub(crate) struct Streams {
     tty: bool,
 }
 
+/// Which signals the program in the guest gets in the place of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// All that can be passed on.
+    On,
+    /// None: they are for this program.
+    Nothing,
+}
+
 impl Streams {
     /// Starts the program, and stays with it to its end.
-    pub(crate) async fn run(self, exec: Exec) -> Result<Exit> {
+    pub(crate) async fn run(self, exec: Exec, passing: Passing) -> Result<Exit> {
         let exec = match self.tty {
             true => {
                 let size = terminal::size().context("-t needs a terminal; leave it away")?;
@@ -48,7 +57,7 @@ impl Streams {
             false => exec,
         };
         // Heard from here on: one that comes while it starts is for it.
-        let heard = Heard::listen()?;
+        let heard = Heard::listen(passing)?;
         let process = exec.start().await?;
         let _raw = match self.tty {
             true => Some(RawTerminal::enter()?),
@@ -133,13 +142,14 @@ async fn type_in(mut stdin: Writer) {
 struct Heard(mpsc::Receiver<i32>);
 
 impl Heard {
-    fn listen() -> Result<Heard> {
+    fn listen(passing: Passing) -> Result<Heard> {
         let (sender, heard) = mpsc::channel(8);
-        for kind in PASSED_ON
-            .iter()
-            .map(|kind| kind())
-            .chain([SignalKind::window_change()])
-        {
+        let passed_on = match passing {
+            Passing::On => &PASSED_ON[..],
+            Passing::Nothing => &[],
+        };
+        let kinds = passed_on.iter().map(|kind| kind());
+        for kind in kinds.chain([SignalKind::window_change()]) {
             let (mut signals, sender) = (signal(kind)?, sender.clone());
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {

@@ -20,7 +20,11 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn new(mut child: Child) -> anyhow::Result<Listener> {
+    /// Listens to a command whose standard output was piped.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn new(mut child: Child) -> anyhow::Result<Listener> {
         let out = child.stdout.take().context("its output was piped")?;
         Ok(Listener {
             child,

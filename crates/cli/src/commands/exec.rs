@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use rekindle_engine::agent::Agent;
+use rekindle_engine::agent::{self, Agent, Fate};
 use rekindle_engine::store::VmName;
 
 use super::{Context, block_on};
-use crate::attach::{Streams, exit_code};
+use crate::attach::{Passing, Streams, exit_code};
 use crate::monitor::truth::{Truth, look};
 
 /// Runs a program in a guest, with the streams of this one
@@ -20,6 +20,9 @@ pub(crate) struct Exec {
     vm: VmName,
     #[command(flatten)]
     streams: Streams,
+    /// Print nothing and leave it running; what it writes goes to the guest's console (`rekindle logs`)
+    #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
     #[command(flatten)]
     environment: Environment,
     /// Who it runs as: a name or number, with :group if wanted [default: root]
@@ -42,9 +45,9 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    pub(crate) fn of(self, exec: rekindle_engine::agent::Exec) -> rekindle_engine::agent::Exec {
-        let set = |exec: rekindle_engine::agent::Exec, (name, value)| exec.env(name, value);
-        self.env.into_iter().fold(exec, set)
+    pub(crate) fn of(self, program: agent::Exec) -> agent::Exec {
+        let set = |program: agent::Exec, (name, value)| program.env(name, value);
+        self.env.into_iter().fold(program, set)
     }
 }
 
@@ -68,7 +71,12 @@ impl Exec {
         if let Some(dir) = self.dir {
             exec = exec.dir(dir);
         }
-        let exit = block_on(self.streams.run(exec))?;
+        if self.detach {
+            let started = exec.on_console().fate(Fate::LivesOn).start();
+            block_on(async { Ok(drop(started.await?)) })?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let exit = block_on(self.streams.run(exec, Passing::On))?;
         Ok(exit_code(exit))
     }
 }

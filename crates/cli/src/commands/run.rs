@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rekindle_engine::Engine;
+use rekindle_engine::agent::{self, Agent, AgentError, Exit, Fate};
 use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::boot::check;
 use rekindle_engine::vm::config::{BootConfig, Drive, Limits, Nic};
@@ -14,22 +15,33 @@ use rekindle_engine::vm::dir::{SERIAL, VmDir};
 use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::state::State;
+use rekindle_firecracker::tail;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::exec::Environment;
 use super::{Context, block_on, fresh_name, parse_duration, rm};
+use crate::attach::{Passing, Streams, exit_code};
 use crate::disks::{self, DiskArgument};
-use crate::guest::{self, Guest};
+use crate::guest::{First, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
 use crate::output;
 use crate::serial::follow;
 
-/// Boots a microVM, and shows its serial console until it ends
+/// How long a guest may take to go down after its program has ended.
+const GOING_DOWN: Duration = Duration::from_secs(60);
+
+/// How much of the console is told when a guest ended too soon.
+const CONSOLE_LINES: usize = 12;
+const CONSOLE_BYTES: u64 = 4 << 10;
+
+/// Boots a microVM, and runs a program in it or shows its serial console until it ends
 ///
-/// Without --kernel it boots the kernel and the base image that `rekindle setup` made, and runs CMD in it.
-/// Without CMD the image's init runs, a shell on the console in the base image: `rekindle console` types into it. CMD's exit status is the exit status; 125 is a failure of rekindle's own. A VM without --name
-/// and without --detach is removed when it has ended.
+/// Without --kernel it boots the kernel and the base image that `rekindle setup` made. With CMD nothing else runs in it,
+/// and it ends with CMD, whose exit status is the exit status; 125 is a failure of rekindle's own. Without CMD the image's
+/// init runs, a shell on the console in the base image: `rekindle console` types into it. A VM without --name and without
+/// --detach is removed when it has ended.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Run {
     /// The VM's name; it is kept when it has ended
@@ -85,12 +97,16 @@ pub(crate) struct Run {
     /// End the VM after this long (30s, 5m, 2h)
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     ttl: Option<Duration>,
-    /// Print the VM's name and leave it running
+    /// Print the VM's name and leave it running; what CMD writes goes to its console (`rekindle logs`)
     #[arg(long, short)]
     detach: bool,
     /// With --detach: print the VM's record as JSON
     #[arg(long, requires = "detach")]
     json: bool,
+    #[command(flatten)]
+    streams: Streams,
+    #[command(flatten)]
+    environment: Environment,
     /// The program to run in the guest, and its arguments
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -108,10 +124,10 @@ impl Run {
         let job = Job::new(engine.programs().firecracker.clone(), Task::Boot(config));
         if self.detach {
             let record = start::start(&engine, &name, &job)?;
-            if self.json {
-                output::json(&record)?;
-            } else {
-                output::line(name.as_str())?;
+            self.leave_running(&engine, &name)?;
+            match self.json {
+                true => output::json(&record)?,
+                false => output::line(name.as_str())?,
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -119,9 +135,12 @@ impl Run {
             // Listened for before there is a VM: whenever it comes, none is left.
             let mut asked = AskedToEnd::listen()?;
             let starting = start::begin(&engine, &name, &job)?;
-            Ok(show(&engine, &name, starting, &mut asked).await)
+            Ok(tokio::select! {
+                ended = self.attend(&engine, &name, starting) => ended,
+                () = asked.asked() => Ok(Ended::Interrupted),
+            })
         })?;
-        let interrupted = matches!(ended, Ok(Attached::Interrupted));
+        let interrupted = matches!(ended, Ok(Ended::Interrupted));
         if (self.name.is_none() || interrupted)
             && let Ok(dir) = VmDir::open(engine.root(), &name)
         {
@@ -129,11 +148,57 @@ impl Run {
             rm::remove(&engine, &name, &dir, true)?;
         }
         match ended? {
-            Attached::Interrupted => Ok(ExitCode::from(130)),
-            Attached::Over { record, status } => {
-                exit_code(&record, status, !self.command.is_empty())
-            }
+            Ended::Interrupted => Ok(ExitCode::from(130)),
+            Ended::Program(exit) => Ok(exit_code(exit)),
+            Ended::Guest => Ok(ExitCode::SUCCESS),
         }
+    }
+
+    /// The program in the guest, if there is to be one. The guest ends with it.
+    fn program(&self, dir: &VmDir) -> Option<agent::Exec> {
+        if self.command.is_empty() {
+            return None;
+        }
+        let program = Agent::of(dir).exec(self.command.clone());
+        Some(self.environment.clone().of(program).ends_guest())
+    }
+
+    /// Starts the program, and leaves it to itself. Without it there is to be no VM.
+    fn leave_running(&self, engine: &Engine, name: &VmName) -> Result<()> {
+        let dir = VmDir::open(engine.root(), name)?;
+        let Some(program) = self.program(&dir) else {
+            return Ok(());
+        };
+        let started = program.on_console().fate(Fate::LivesOn).start();
+        let started = block_on(async { Ok(drop(started.await?)) });
+        if started.is_err() {
+            rm::remove(engine, name, &dir, true)?;
+        }
+        started
+    }
+
+    /// Waits until the VM is up, then stays with the program or the console until the end.
+    async fn attend(&self, engine: &Engine, name: &VmName, starting: Starting) -> Result<Ended> {
+        up(starting).await?;
+        let dir = VmDir::open(engine.root(), name)?;
+        let Some(program) = self.program(&dir) else {
+            return show(engine, name, &dir).await;
+        };
+        let exit = match self.streams.run(program, Passing::Nothing).await {
+            Ok(exit) => exit,
+            Err(e) => return Err(with_console(e, &dir)),
+        };
+        if self.name.is_some() {
+            // It stays, and is to be whole.
+            let follower = Follower::from_start(&dir.file(SERIAL));
+            let mut ignore = |_: &[u8]| -> Result<()> { Ok(()) };
+            let ended = follow(engine, name, &dir, follower, &mut ignore);
+            let ended = tokio::time::timeout(GOING_DOWN, ended).await;
+            ended.with_context(|| {
+                format!("{name} does not go down; end it with: rekindle stop {name}")
+            })??;
+        }
+        Ok(Ended::Program(exit))
     }
 
     fn config(&self, engine: &Engine, name: VmName) -> Result<BootConfig> {
@@ -146,10 +211,19 @@ impl Run {
         let mut config = BootConfig::new(name, guest.kernel.clone())
             .vcpus(self.vcpus)
             .memory_mib(self.mem);
+        if !self.command.is_empty() && !guest.is_ours() {
+            bail!(
+                "-- CMD needs the initrd that `rekindle setup` made: leave out --kernel and --initrd"
+            );
+        }
         if let Some(initrd) = &guest.initrd {
             config = config.initrd(initrd);
         }
-        let mut args = guest.boot_args(self.boot_args.as_deref(), &self.command)?;
+        let first = match self.command.is_empty() {
+            true => First::OfTheImage,
+            false => First::Agent,
+        };
+        let mut args = guest.boot_args(self.boot_args.as_deref(), first);
         for drive in self.drives(engine.root(), &guest, &mut args)? {
             config = config.drive(drive);
         }
@@ -221,12 +295,12 @@ impl Run {
     }
 }
 
-enum Attached {
-    /// The VM has ended; the status that its program said on the console, if it said one.
-    Over {
-        record: Box<Record>,
-        status: Option<u8>,
-    },
+/// How a run came to its end.
+enum Ended {
+    /// Its program ended.
+    Program(Exit),
+    /// The guest ended, which had none.
+    Guest,
     /// Ctrl-C, or a polite kill.
     Interrupted,
 }
@@ -254,56 +328,48 @@ impl AskedToEnd {
     }
 }
 
-/// Waits until the VM is up, then shows its console.
-async fn show(
-    engine: &Engine,
-    name: &VmName,
-    starting: Starting,
-    asked: &mut AskedToEnd,
-) -> Result<Attached> {
+/// Waits until the VM is up.
+async fn up(starting: Starting) -> Result<Record> {
     let (sender, up) = oneshot::channel();
     // On a thread that is not waited for: it ends with the keeper, or with this process.
     std::thread::Builder::new().spawn(move || {
         let _ = sender.send(starting.wait());
     })?;
-    tokio::select! {
-        up = up => up.context("the wait for the start was lost")??,
-        () = asked.asked() => return Ok(Attached::Interrupted),
-    };
-    attach(engine, name, asked).await
+    up.await.context("the wait for the start was lost")?
 }
 
-/// Shows the serial console until the VM ends or this process is asked to.
-async fn attach(engine: &Engine, name: &VmName, asked: &mut AskedToEnd) -> Result<Attached> {
-    let dir = VmDir::open(engine.root(), name)?;
-    let mut filter = guest::StatusFilter::default();
+/// Shows the serial console until the VM ends.
+async fn show(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Ended> {
     let mut show = |bytes: &[u8]| -> Result<()> {
         let mut out = io::stdout();
-        out.write_all(&filter.pass(bytes))?;
+        out.write_all(bytes)?;
         out.flush()?;
         Ok(())
     };
     let follower = Follower::from_start(&dir.file(SERIAL));
-    let ended = tokio::select! {
-        ended = follow(engine, name, &dir, follower, &mut show) => ended?,
-        () = asked.asked() => return Ok(Attached::Interrupted),
-    };
-    let rest = filter.finish();
-    io::stdout().write_all(&rest.bytes)?;
-    match ended {
-        Some(record) => Ok(Attached::Over {
-            record: Box::new(record),
-            status: rest.status,
-        }),
+    match follow(engine, name, dir, follower, &mut show).await? {
         None => bail!("the VM was removed by somebody else"),
+        Some(Record {
+            state: State::Failed(why),
+            ..
+        }) => bail!("the VM failed: {why}"),
+        Some(_) => Ok(Ended::Guest),
     }
 }
 
-fn exit_code(record: &Record, status: Option<u8>, has_command: bool) -> Result<ExitCode> {
-    match (&record.state, status) {
-        (State::Failed(why), _) => bail!("the VM failed: {why}"),
-        (_, Some(status)) => Ok(ExitCode::from(status)),
-        (_, None) if has_command => bail!("the VM ended before its program did"),
-        (_, None) => Ok(ExitCode::SUCCESS),
+/// An error, and what the guest said last: it may be why.
+fn with_console(error: anyhow::Error, dir: &VmDir) -> anyhow::Error {
+    let said = tail(&dir.file(SERIAL), CONSOLE_BYTES).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    match error.downcast_ref() {
+        Some(AgentError::Ended { .. }) if !lines.is_empty() => {
+            let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+            anyhow!("{error:#}; its console ends:\n  {}", last.join("\n  "))
+        }
+        _ => error,
     }
 }

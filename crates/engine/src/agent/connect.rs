@@ -33,18 +33,16 @@ pub(super) async fn connect(dir: &VmDir) -> Result<UnixStream, ConnectError> {
         return Err(ConnectError::Refused { port: PORT });
     }
     let mut answer = Vec::new();
-    // The agent never speaks first, so nothing comes behind the line.
-    while !answer.ends_with(b"\n") {
+    while !answer.contains(&b'\n') && answer.len() <= LONGEST_ANSWER {
         match stream.read_buf(&mut answer).await {
             Ok(0) | Err(_) => return Err(ConnectError::Refused { port: PORT }),
-            Ok(_) if answer.len() > LONGEST_ANSWER => return Err(ConnectError::Answer { path }),
             Ok(_) => {}
         }
     }
-    if answer.starts_with(b"OK ") {
-        Ok(stream)
-    } else {
-        Err(ConnectError::Answer { path })
+    // The agent never speaks first, so nothing comes behind the line.
+    match answer.strip_suffix(b"\n") {
+        Some(line) if line.starts_with(b"OK ") && !line.contains(&b'\n') => Ok(stream),
+        _ => Err(ConnectError::Answer { path }),
     }
 }
 

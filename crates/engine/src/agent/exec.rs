@@ -81,6 +81,18 @@ impl Exec {
         self
     }
 
+    /// It reads nothing, and what it writes goes to the guest's console, which is the VM's serial output.
+    pub fn on_console(mut self) -> Self {
+        self.wanted.console = true;
+        self
+    }
+
+    /// The guest goes down, and the VM with it, once it has ended and its caller knows how, or is gone for good.
+    pub fn ends_guest(mut self) -> Self {
+        self.wanted.ends_guest = true;
+        self
+    }
+
     /// Starts it. It runs when this returns.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ mod error;
 mod exec;
 pub(crate) mod hello;
 mod process;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -75,7 +77,8 @@ impl Agent {
         }
     }
 
-    /// Says something to the agent, on a connection of its own, and returns the one message that it answers.
+    /// Says something to the agent, on a connection of its own, and returns the one message that it answers. Who cannot
+    /// wait for as long as a guest takes sets a limit.
     pub async fn ask(&self, message: &FromHost) -> Result<FromAgent, AgentError> {
         ask_through(self.reach(WhenPaused::Refuse).await?, message).await
     }

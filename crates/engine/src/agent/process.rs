@@ -12,6 +12,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use rekindle_agent::{Caller, Decoder, Exec, Exit, FromHost, MAX_DATA, SessionId, Size, Stream};
 use tokio::io::{
@@ -49,6 +50,7 @@ pub struct Process {
     asks: mpsc::Sender<FromHost>,
     outcome: oneshot::Receiver<Result<Exit, AgentError>>,
     task: JoinHandle<()>,
+    connecting: Duration,
 }
 
 impl Process {
@@ -64,7 +66,9 @@ impl Process {
         let (asks, asked) = mpsc::channel(ASKS);
         let (ended, outcome) = oneshot::channel();
         let (began, begun) = oneshot::channel();
+        let called = Instant::now();
         let connection = agent.reach(WhenPaused::Refuse).await?;
+        let connecting = called.elapsed();
         let mut driver = Driver {
             agent,
             caller: Caller::new(session, exec),
@@ -86,6 +90,7 @@ impl Process {
             asks,
             outcome,
             task,
+            connecting,
         };
         match begun.await {
             Ok(()) => Ok(process),
@@ -116,6 +121,11 @@ impl Process {
             Ok(outcome) => outcome,
             Err(_) => Err(AgentError::HungUp),
         }
+    }
+
+    /// How long it took until the agent had taken the call: the first part of the program's start.
+    pub fn connecting(&self) -> Duration {
+        self.connecting
     }
 
     /// Hands it a signal by its number on Linux, and all that belong to its process group.

@@ -3,9 +3,11 @@
 mod balloon;
 mod console;
 mod disks;
+mod exec;
 mod lineage;
 mod marks;
 mod programs;
+mod pty;
 mod storm;
 mod tree;
 
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
         balloon::stories(),
         storm::stories(),
         programs::stories(),
+        exec::stories(),
         lineage::stories(),
         disks::stories(),
         tree::stories(),

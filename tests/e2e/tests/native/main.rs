@@ -1,6 +1,7 @@
 //! Stories with bare-metal guests, at full speed on any KVM.
 
 mod adopt;
+mod agent;
 mod bare;
 mod damage;
 mod disks;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         huge::stories(),
         foreign::stories(),
         adopt::stories(),
+        agent::stories(),
         library::stories(),
     ];
     run(stories.into_iter().flatten().collect())

@@ -1,6 +1,7 @@
 //! `rekindle bench`: figures that anyone can reproduce, always beside what they are compared with, in one run.
 
 mod contender;
+mod exec;
 mod faults;
 mod floor;
 mod guest;
@@ -26,6 +27,7 @@ pub(crate) enum Verb {
     Faults(faults::Faults),
     Replay(replay::Replay),
     Takeover(takeover::Takeover),
+    Exec(exec::Exec),
     #[command(hide = true)]
     Handler(handler::Serve),
 }
@@ -37,6 +39,7 @@ impl Verb {
             Verb::Faults(faults) => faults.run(context),
             Verb::Replay(replay) => replay.run(context),
             Verb::Takeover(takeover) => takeover.run(context),
+            Verb::Exec(exec) => exec.run(context),
             Verb::Handler(serve) => serve.run(),
         }
     }
