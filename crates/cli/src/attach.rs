@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use rekindle_engine::agent::{Exec, Exit, Process, Reader, Signals, Writer};
+use rekindle_engine::agent::{Exec, Exit, Fate, Process, Reader, Signals, Writer};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -85,6 +85,13 @@ impl Streams {
             .context("cannot write what the program wrote")?;
         Ok(exit)
     }
+}
+
+/// Starts a program that nobody stays with: what it writes goes to the guest's console.
+pub(crate) async fn leave_alone(exec: Exec) -> Result<()> {
+    let process = exec.on_console().fate(Fate::LivesOn).start().await?;
+    drop(process);
+    Ok(())
 }
 
 /// The status that says how a program ended, as a shell has it.

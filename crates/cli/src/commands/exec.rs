@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use rekindle_engine::agent::{self, Agent, Fate};
+use rekindle_engine::agent::{self, Agent};
 use rekindle_engine::store::VmName;
 
 use super::{Context, block_on};
-use crate::attach::{Passing, Streams, exit_code};
+use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::monitor::truth::{Truth, look};
 
 /// Runs a program in a guest, with the streams of this one
@@ -72,8 +72,7 @@ impl Exec {
             exec = exec.dir(dir);
         }
         if self.detach {
-            let started = exec.on_console().fate(Fate::LivesOn).start();
-            block_on(async { Ok(drop(started.await?)) })?;
+            block_on(leave_alone(exec))?;
             return Ok(ExitCode::SUCCESS);
         }
         let exit = block_on(self.streams.run(exec, Passing::On))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rekindle_engine::Engine;
-use rekindle_engine::agent::{self, Agent, AgentError, Exit, Fate};
+use rekindle_engine::agent::{self, Agent, AgentError, Exit};
 use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::boot::check;
 use rekindle_engine::vm::config::{BootConfig, Drive, Limits, Nic};
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::exec::Environment;
 use super::{Context, block_on, fresh_name, parse_duration, rm};
-use crate::attach::{Passing, Streams, exit_code};
+use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::disks::{self, DiskArgument};
 use crate::guest::{First, Guest};
 use crate::monitor::job::{Job, Task};
@@ -169,8 +169,7 @@ impl Run {
         let Some(program) = self.program(&dir) else {
             return Ok(());
         };
-        let started = program.on_console().fate(Fate::LivesOn).start();
-        let started = block_on(async { Ok(drop(started.await?)) });
+        let started = block_on(leave_alone(program));
         if started.is_err() {
             rm::remove(engine, name, &dir, true)?;
         }
