@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rekindle_agent::{Decoder, Frame, PORT};
 use rustix::fs::{Mode, OFlags};
@@ -18,8 +19,18 @@ const LONGEST_ANSWER: usize = 32;
 /// How much is read at once.
 const BUFFER: usize = 64 << 10;
 
-/// Connects to the agent's port. Firecracker gives up after 2 s where the guest says nothing.
+/// Firecracker gives up after 2 s where the guest says nothing. Where the guest has no driver for the device, and while
+/// it writes a snapshot, it takes no connection at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connects to the agent's port.
 pub(super) async fn connect(dir: &VmDir) -> Result<UnixStream, ConnectError> {
+    let silent = |_| Err(ConnectError::Refused { port: PORT });
+    let called = tokio::time::timeout(PATIENCE, call(dir)).await;
+    called.unwrap_or_else(silent)
+}
+
+async fn call(dir: &VmDir) -> Result<UnixStream, ConnectError> {
     let path = dir.file(VSOCK_SOCKET);
     let socket = |source: io::Error| ConnectError::Socket {
         path: path.clone(),
