@@ -3,13 +3,15 @@
 //! Safety model:
 //! 1. Between fork and exec only the forking thread exists, and locks that others held stay held for ever. So the
 //!    closure makes system calls and nothing else: it takes no lock and allocates nothing; what it needs was made before.
-//! 2. The descriptor that it uses is one of the child's own, put there by the standard library before the closure runs.
+//! 2. A signal is given its default disposition, which refers to no memory, and nobody's handler is lost: the agent has
+//!    none.
+//! 3. The descriptor that it uses is one of the child's own, put there by the standard library before the closure runs.
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use rustix::process::{Gid, Uid};
 
 /// Who a program runs as.
@@ -26,6 +28,11 @@ pub(crate) fn lead(command: &mut Command, on_terminal: bool, identity: Option<Id
     let before_exec = move || -> io::Result<()> {
         // What the agent keeps for itself where it is the guest's first program.
         SigSet::empty().thread_set_mask()?;
+        // A shell that starts the agent in the background has it ignore some of them, and Ctrl-C with them.
+        for kind in Signal::iterator() {
+            // SAFETY: 2.
+            let _ = unsafe { signal(kind, SigHandler::SigDfl) };
+        }
         rustix::process::setsid()?;
         if on_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -37,6 +44,6 @@ pub(crate) fn lead(command: &mut Command, on_terminal: bool, identity: Option<Id
         }
         Ok(())
     };
-    // SAFETY: 1, 2: it makes system calls with what is on its stack and in `identity`; an error is a number.
+    // SAFETY: 1, 3: it makes system calls with what is on its stack and in `identity`; an error is a number.
     unsafe { command.pre_exec(before_exec) };
 }

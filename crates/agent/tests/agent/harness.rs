@@ -20,7 +20,10 @@ impl Agent {
     pub(crate) fn start() -> Agent {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent");
-        let child = Command::new(env!("CARGO_BIN_EXE_rekindle-agent"))
+        // As a shell starts what it does not wait for, which a guest's init does.
+        let child = Command::new("sh")
+            .args(["-c", r#"trap "" INT QUIT; exec "$0" "$@""#])
+            .arg(env!("CARGO_BIN_EXE_rekindle-agent"))
             .arg("--listen-unix")
             .arg(&socket)
             .spawn()

@@ -117,6 +117,13 @@ fn a_signal_reaches_the_program_and_its_children() {
 }
 
 #[test]
+fn a_program_is_interrupted_though_its_agent_is_not() {
+    let agent = Agent::start();
+    let (exit, ..) = agent.sh("a", "kill -INT $$; exit 5");
+    assert_eq!(exit, Exit::Signal(2));
+}
+
+#[test]
 fn a_program_that_asks_for_one_has_a_terminal() {
     let agent = Agent::start();
     let size = |rows, columns| Size { rows, columns };
