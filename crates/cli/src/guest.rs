@@ -1,5 +1,7 @@
 //! Which kernel, initrd and image a guest gets.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +10,10 @@ use rekindle_engine::store::Root;
 
 /// The name of the image that `rekindle setup` builds.
 pub(crate) const BASE_IMAGE: &str = "base";
+
+/// Where ext2, ext3 and ext4 say that they are, and what.
+const EXT4_MAGIC_AT: u64 = 1024 + 56;
+const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
 
 /// What to boot.
 #[derive(Debug)]
@@ -41,16 +47,18 @@ impl Guest {
             bail!("no guest kernel: give one with --kernel, or run: rekindle setup");
         }
         let ours = initrd.is_none();
+        let image = match image {
+            Some(image) => image,
+            None => find_image(root, BASE_IMAGE)?,
+        };
+        check_ext4(&image)?;
         Ok(Guest {
             kernel: installed,
             initrd: Some(match initrd {
                 Some(initrd) => std::path::absolute(initrd)?,
                 None => installed_initrd(root),
             }),
-            image: Some(match image {
-                Some(image) => image,
-                None => find_image(root, BASE_IMAGE)?,
-            }),
+            image: Some(image),
             ours,
         })
     }
@@ -104,7 +112,25 @@ fn find_image(root: &Root, image: &str) -> Result<PathBuf> {
     let name = image
         .parse()
         .with_context(|| format!("the image {image:?}"))?;
-    let found = rekindle_engine::store::image::find(root, &name)
-        .with_context(|| format!("no image {image}; `rekindle setup` builds {BASE_IMAGE}"))?;
-    Ok(found.path)
+    let found = rekindle_engine::store::image::named(root, &name).with_context(|| {
+        format!(
+            "no root image; `rekindle setup` builds {BASE_IMAGE}, `rekindle image build` others"
+        )
+    })?;
+    Ok(found.image.path)
+}
+
+/// Says of what our initrd cannot mount that it cannot.
+fn check_ext4(image: &Path) -> Result<()> {
+    let mut magic = [0; 2];
+    let read = File::open(image)
+        .and_then(|file| file.read_at(&mut magic, EXT4_MAGIC_AT))
+        .with_context(|| format!("the image {} cannot be read", image.display()))?;
+    if read != magic.len() || magic != EXT4_MAGIC {
+        bail!(
+            "{} is no ext4 file system; `rekindle image build` makes one",
+            image.display()
+        );
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod cut_off;
 mod drives;
 mod engine;
 pub mod host;
+pub mod images;
 mod pager;
 pub mod programs;
 #[expect(

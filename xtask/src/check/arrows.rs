@@ -4,12 +4,13 @@ use crate::check::Findings;
 use crate::workspace::{Package, Workspace};
 
 /// A package, and what of ours it may be built from; its tests are not bound by this.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("rekindle-firecracker", &[]),
     ("rekindle-archive", &[]),
     ("rekindle-agent", &["rekindle-archive"]),
     ("rekindle-store", &[]),
     ("rekindle-assets", &[]),
+    ("rekindle-image", &["rekindle-store"]),
     ("rekindle-pager", &["rekindle-store"]),
     (
         "rekindle-engine",
@@ -26,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "rekindle-assets",
             "rekindle-engine",
             "rekindle-firecracker",
+            "rekindle-image",
             "rekindle-pager",
             "rekindle-store",
         ],

@@ -1,12 +1,14 @@
 //! `rekindle gc`.
 
 use anyhow::Result;
+use rekindle_engine::images::users;
 use rekindle_engine::store::collect::{Leftover, Mode, collect};
+use rekindle_engine::store::image;
 
 use super::Context;
 use crate::output;
 
-/// Removes what killed commands left in the store: unfinished snapshots, names of nothing
+/// Removes what killed commands left in the store, and images that have no name and that nobody needs
 #[derive(Debug, clap::Args)]
 pub(crate) struct Gc {
     /// Only say what would be removed
@@ -24,10 +26,14 @@ impl Gc {
         } else {
             Mode::Reclaim
         };
-        let found: Vec<String> = collect(&context.root()?, mode)?
-            .iter()
-            .map(describe)
-            .collect();
+        let engine = context.engine_for_reading()?;
+        let mut found: Vec<String> = collect(engine.root(), mode)?.iter().map(describe).collect();
+        let unused = image::collect(engine.root(), mode, &|contents| users(&engine, contents))?;
+        found.extend(
+            unused
+                .iter()
+                .map(|path| format!("image {}", path.display())),
+        );
         if self.json {
             return output::json(&found);
         }

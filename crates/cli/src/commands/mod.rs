@@ -7,6 +7,7 @@ mod console;
 mod doctor;
 mod exec;
 mod gc;
+mod image;
 mod inspect;
 mod logs;
 mod monitor;
@@ -77,6 +78,8 @@ enum Verb {
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
     Restore(restore::Restore),
+    #[command(subcommand)]
+    Image(image::Verb),
     Pager(pager::Pager),
     Api(api::Api),
     #[command(subcommand)]
@@ -223,6 +226,7 @@ fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Gc(gc) => gc.run(context),
         Verb::Snapshot(snapshot) => snapshot.run(context),
         Verb::Restore(restore) => restore.run(context),
+        Verb::Image(image) => image.run(context),
         Verb::Pager(pager) => pager.run(),
         Verb::Api(api) => api.run(),
         Verb::Bench(bench) => bench.run(context),

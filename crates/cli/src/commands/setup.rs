@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use rekindle_assets::{Assets, Event};
 use rekindle_engine::programs::installed_firecracker;
-use rekindle_engine::store::Root;
+use rekindle_engine::store::{Root, image};
 
 use super::Context;
 use crate::disks;
 use crate::guest::{BASE_IMAGE, installed_initrd, installed_kernel};
 use crate::output;
+
+/// What the docs call an image of Debian.
+const DEBIAN_IMAGE: &str = "debian";
 
 /// Fetches Firecracker and a guest kernel, builds a base image; all verified, none twice
 ///
@@ -58,7 +61,16 @@ fn guest(root: &Root, assets: &Assets) -> Result<()> {
     assets.base_image(&image)?;
     output::line(format!("base image    {}", image.display()))?;
     let layer = rekindle_assets::layer(&disks::empty_layers(root), disks::LAYER_MIB)?;
-    output::line(format!("empty layer   {}", layer.display()))
+    output::line(format!("empty layer   {}", layer.display()))?;
+    if !image::list(root)?
+        .iter()
+        .any(|listed| listed.name.as_str() == DEBIAN_IMAGE)
+    {
+        output::line(format!(
+            "for a Debian  rekindle image build {DEBIAN_IMAGE} --from debian:bookworm  (as root; fetches 30 MB)"
+        ))?;
+    }
+    Ok(())
 }
 
 /// A second name for a file of the cache, under a path that does not change with its version.
@@ -76,6 +88,6 @@ fn install(file: &Path, place: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tell(event: &Event<'_>) {
+pub(super) fn tell(event: &Event<'_>) {
     eprintln!("rekindle: {event}");
 }

@@ -1,7 +1,7 @@
 //! Linux guests, spoken to through their serial consoles.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -48,6 +48,11 @@ impl Linux {
             image,
             asked: AtomicU32::new(0),
         })
+    }
+
+    /// The base image.
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
     }
 
     /// The beginning of a `run`, with the base image on the root drive.

@@ -4,6 +4,7 @@ mod balloon;
 mod console;
 mod disks;
 mod exec;
+mod images;
 mod lineage;
 mod marks;
 mod programs;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         lineage::stories(),
         disks::stories(),
         tree::stories(),
+        images::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

@@ -1,0 +1,212 @@
+//! Images that the story makes itself, and guests that boot from them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use rekindle_kit::story::Story;
+use serde_json::{Value, json};
+
+use crate::console::Linux;
+use crate::story;
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story(
+            "a guest boots from an OCI image, and finds in it what its layers add up to",
+            boots_from_oci,
+        ),
+        story(
+            "an image stays for as long as a VM needs it, and a name that is built anew changes nothing for it",
+            stays_while_needed,
+        ),
+    ]
+}
+
+/// What a file of a layer is.
+enum Entry<'a> {
+    File(&'a [u8], u32, u64),
+    Symlink(&'a str),
+}
+
+fn layer(entries: &[(&str, Entry<'_>)]) -> anyhow::Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, entry) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mtime(1_700_000_000);
+        match entry {
+            Entry::File(contents, mode, owner) => {
+                header.set_mode(*mode);
+                header.set_uid(*owner);
+                header.set_gid(*owner);
+                header.set_size(u64::try_from(contents.len())?);
+                builder.append_data(&mut header, path, *contents)?;
+            }
+            Entry::Symlink(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                builder.append_link(&mut header, path, target)?;
+            }
+        }
+    }
+    Ok(builder.into_inner()?)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> anyhow::Result<Value> {
+    let digest = sha256(bytes);
+    fs::write(layout.join("blobs/sha256").join(&digest), bytes)?;
+    let digest = format!("sha256:{digest}");
+    Ok(json!({"mediaType": kind, "digest": digest, "size": bytes.len()}))
+}
+
+/// An OCI image layout of two layers, with the base image's busybox in the first.
+fn oci_layout(linux: &Linux) -> anyhow::Result<PathBuf> {
+    let place = linux.rekindle.state().join("tmp/oci");
+    fs::create_dir_all(place.join("blobs/sha256"))?;
+    let busybox = busybox(linux, &place)?;
+    let passwd = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1000::/srv:/bin/sh\n";
+    let below = layer(&[
+        ("bin/busybox", Entry::File(&busybox, 0o755, 0)),
+        ("bin/sh", Entry::Symlink("busybox")),
+        ("etc/passwd", Entry::File(passwd, 0o644, 0)),
+        ("srv/mine", Entry::File(b"mine\n", 0o600, 1000)),
+        ("srv/old", Entry::File(b"old\n", 0o644, 0)),
+    ])?;
+    let above = layer(&[
+        ("srv/.wh.old", Entry::File(b"", 0o644, 0)),
+        ("srv/new", Entry::File(b"new\n", 0o644, 0)),
+    ])?;
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": {"Cmd": ["/bin/sh"], "Env": ["GREETING=hello"], "WorkingDir": "/srv"},
+        "rootfs": {"type": "layers", "diff_ids": [
+            format!("sha256:{}", sha256(&below)), format!("sha256:{}", sha256(&above)),
+        ]},
+    });
+    let kind = "application/vnd.oci.image.layer.v1.tar";
+    let layers = [blob(&place, kind, &below)?, blob(&place, kind, &above)?];
+    let config = blob(
+        &place,
+        "application/vnd.oci.image.config.v1+json",
+        config.to_string().as_bytes(),
+    )?;
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = blob(&place, kind, manifest.to_string().as_bytes())?;
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+    fs::write(place.join("index.json"), index.to_string())?;
+    fs::write(
+        place.join("oci-layout"),
+        r#"{"imageLayoutVersion": "1.0.0"}"#,
+    )?;
+    Ok(place)
+}
+
+/// A static busybox, out of the base image.
+fn busybox(linux: &Linux, place: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = place.join("busybox");
+    let request = format!("dump /bin/busybox {}", file.display());
+    let mut debugfs = Command::new("debugfs");
+    debugfs.args(["-R", &request]).arg(linux.image());
+    let said = debugfs
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .output()?;
+    let bytes = fs::read(&file).with_context(|| format!("{said:?}"))?;
+    fs::remove_file(file)?;
+    ensure!(!bytes.is_empty(), "{said:?}");
+    Ok(bytes)
+}
+
+fn build(linux: &Linux, name: &str, from: &Path) -> anyhow::Result<Value> {
+    let line = format!("image build {name} --from {} --json", from.display());
+    linux.rekindle.tells(&line)
+}
+
+fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
+    let layout = oci_layout(linux)?;
+    let one = build(linux, "web", &layout)?;
+    let two = build(linux, "again", &layout)?;
+    ensure!(
+        one["path"] == two["path"],
+        "the same layers, other contents: {one} {two}"
+    );
+    ensure!(
+        one["record"]["config"]["env"] == json!(["GREETING=hello"]),
+        "{one}"
+    );
+    // Its kernel reads and writes what our own code laid out.
+    let line = "busybox ls -n /srv; busybox cat /srv/new /srv/mine; \
+                busybox dd if=/dev/urandom of=/written bs=1M count=8 2>/dev/null && busybox wc -c </written; exit 4";
+    let mut words = vec![
+        "run", "--image", "web", "--mem", "192", "--", "/bin/sh", "-c",
+    ];
+    words.push(line);
+    let said = linux.rekindle.command_of(words).output()?;
+    let output = String::from_utf8_lossy(&said.stdout).replace('\r', "");
+    ensure!(said.status.code() == Some(4), "{said:?}");
+    ensure!(output.ends_with("new\nmine\n8388608\n"), "{output:?}");
+    ensure!(!output.contains("old"), "{output:?}");
+    let mine = output
+        .lines()
+        .find(|line| line.ends_with(" mine"))
+        .context("srv/mine")?;
+    let words: Vec<_> = mine.split_whitespace().collect();
+    ensure!(
+        words[0] == "-rw-------" && words[2..4] == ["1000", "1000"],
+        "{mine}"
+    );
+    linux.rekindle.does("image rm web again")?;
+    fs::remove_dir_all(layout)?;
+    Ok(())
+}
+
+fn stays_while_needed(linux: &Linux) -> anyhow::Result<()> {
+    let tree = linux.rekindle.state().join("tmp/tree");
+    fs::create_dir_all(tree.join("bin"))?;
+    fs::write(tree.join("bin/busybox"), busybox(linux, &tree)?)?;
+    let mut mode = fs::metadata(tree.join("bin/busybox"))?.permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+    fs::set_permissions(tree.join("bin/busybox"), mode)?;
+    std::os::unix::fs::symlink("busybox", tree.join("bin/sh"))?;
+    let before = build(linux, "web", &tree)?;
+    linux
+        .rekindle
+        .does("run --image web --mem 192 --name web1 --detach")?;
+    let refused = linux.rekindle.refuses("image rm web")?;
+    ensure!(
+        refused.contains("the image web is needed by the VM web1"),
+        "{refused}"
+    );
+    fs::write(tree.join("more"), "more")?;
+    let after = build(linux, "web", &tree)?;
+    ensure!(before["path"] != after["path"]);
+    let path = |built: &Value| built["path"].as_str().map(PathBuf::from);
+    linux.rekindle.does("gc")?;
+    ensure!(
+        path(&before).context("a path")?.exists(),
+        "collected under a VM"
+    );
+    linux.rekindle.does("rm --force web1")?;
+    linux.rekindle.does("gc")?;
+    ensure!(
+        !path(&before).context("a path")?.exists(),
+        "nobody needs it"
+    );
+    linux.rekindle.does("image rm web")?;
+    ensure!(
+        !path(&after).context("a path")?.exists(),
+        "its last name is gone"
+    );
+    fs::remove_dir_all(tree)?;
+    Ok(())
+}
