@@ -197,7 +197,7 @@ fn whatever_lies_about_its_digest_is_refused() {
     let tars = two_layers();
     let scene = Scene::new();
     let manifest = scene.image(&tars);
-    scene.index(&[manifest.clone()]);
+    scene.index(std::slice::from_ref(&manifest));
     let layer = Sha256::of(&gzip(&tars[1]));
     let lie = gzip(&tar(&[("evil", "1")]));
     fs::write(scene.blob_path(&layer), &lie).unwrap();
@@ -298,7 +298,7 @@ fn digests_that_are_paths_are_no_digests() {
     let mut manifest = scene.image(&two_layers());
     for bad in ["sha256:../../../../etc/passwd", "md5:00", "sha256:ABC"] {
         manifest["digest"] = json!(bad);
-        scene.index(&[manifest.clone()]);
+        scene.index(std::slice::from_ref(&manifest));
         assert!(
             scene
                 .refusal()
