@@ -248,6 +248,33 @@ impl Rekindle {
         Ok(state.to_owned())
     }
 
+    /// The drives of its own that a VM's Firecracker has open.
+    ///
+    /// # Errors
+    /// When anything of another VM's directory is open in it.
+    pub fn open_drives(&self, vm: &str) -> anyhow::Result<Vec<String>> {
+        let record = self.tells(&format!("inspect {vm}"))?;
+        let pid = record["firecracker"]["pid"].as_u64().context("a pid")?;
+        let mut drives = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+            // It may be closed meanwhile.
+            let Ok(file) = std::fs::read_link(entry?.path()) else {
+                continue;
+            };
+            if !file.starts_with(self.state.join("vms")) {
+                continue;
+            }
+            let Ok(its) = file.strip_prefix(self.vm(vm)) else {
+                bail!("{vm} has {} open", file.display());
+            };
+            if let Ok(drive) = its.strip_prefix("disks") {
+                drives.push(drive.display().to_string());
+            }
+        }
+        drives.sort();
+        Ok(drives)
+    }
+
     /// Writes a bare-metal guest into a file, and returns the options of `run` for it.
     ///
     /// # Errors

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use rekindle_e2e::Rekindle;
+use anyhow::ensure;
 use rekindle_kit::guest::Mib;
 use rekindle_kit::story::Story;
 
@@ -15,7 +14,7 @@ use crate::story;
 pub(crate) fn stories() -> Vec<Story> {
     vec![
         story(
-            "siblings restored in every order write to disks of their own, the original's removed",
+            "siblings write to disks of their own, in whichever order they came, the original's removed",
             siblings,
         )
         .within(Duration::from_secs(600)),
@@ -41,19 +40,14 @@ fn siblings(linux: &Linux) -> anyhow::Result<()> {
     ensure!(linux.asks("base", "cat /who")? == "base");
     linux.rekindle.does("snapshot create base --name base")?;
     linux.rekindle.does("rm --force base")?;
-    for order in [
-        ["a", "b", "c"],
-        ["a", "c", "b"],
-        ["b", "a", "c"],
-        ["b", "c", "a"],
-        ["c", "a", "b"],
-        ["c", "b", "a"],
-    ] {
+    // All orders there are: natively, where it is quick.
+    for order in [["a", "b", "c"], ["c", "b", "a"]] {
         for name in order {
             linux
                 .rekindle
                 .does(&format!("restore base --name {name}"))?;
-            ensure!(opens_its_own(&linux.rekindle, name)?.contains(&"layer".to_owned()));
+            let drives = linux.rekindle.open_drives(name)?;
+            ensure!(drives.contains(&"layer".to_owned()), "{drives:?}");
         }
         for name in order {
             let before = linux.asks(
@@ -69,28 +63,6 @@ fn siblings(linux: &Linux) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The drives that a VM's Firecracker has open in VMs' directories, all of which must be its own.
-fn opens_its_own(rekindle: &Rekindle, name: &str) -> anyhow::Result<Vec<String>> {
-    let record = rekindle.tells(&format!("inspect {name}"))?;
-    let pid = record["firecracker"]["pid"].as_u64().context("a pid")?;
-    let mut drives = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let Ok(file) = fs::read_link(entry?.path()) else {
-            continue;
-        };
-        if !file.starts_with(rekindle.state().join("vms")) {
-            continue;
-        }
-        let Ok(its) = file.strip_prefix(rekindle.vm(name)) else {
-            anyhow::bail!("{name} has {} open", file.display());
-        };
-        if let Ok(drive) = its.strip_prefix("disks") {
-            drives.push(drive.display().to_string());
-        }
-    }
-    Ok(drives)
 }
 
 fn layers(linux: &Linux) -> anyhow::Result<()> {
@@ -176,6 +148,8 @@ fn full_host() -> anyhow::Result<()> {
         "head -c 16000000 /dev/urandom > /big; sync; echo it goes on",
     )?;
     ensure!(said.ends_with("it goes on"), "{said:?}");
+    let errors = linux.asks("base", "dmesg | grep -c \"I/O error, dev\"")?;
+    ensure!(errors != "0", "nobody told the guest");
     let said = rekindle.refuses("snapshot create base --name none")?;
     ensure!(said.contains("No space left"), "{said}");
     ensure!(rekindle.state_of("base")? == "running");

@@ -47,7 +47,7 @@ fn rounds() -> u64 {
 }
 
 fn clones() -> u64 {
-    setting("REKINDLE_CLONES", 6)
+    setting("REKINDLE_CLONES", 4)
 }
 
 /// What a guest's files are.

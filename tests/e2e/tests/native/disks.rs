@@ -21,6 +21,10 @@ pub(crate) fn stories() -> Vec<Story> {
         ),
         story("a limit or a size that cannot be is refused", impossible),
         story(
+            "siblings restored in every order open drives of their own, the original's removed",
+            siblings,
+        ),
+        story(
             "a snapshot of another state format is booted anew, with its disks as they were",
             rebuilt,
         ),
@@ -69,6 +73,40 @@ fn limits(rekindle: &Rekindle) -> anyhow::Result<()> {
     ensure!(copy == original, "{copy}");
     let record = rekindle.tells("inspect copy")?;
     ensure!(record["machine"]["drives"][0]["limits"] == told, "{record}");
+    Ok(())
+}
+
+fn siblings(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    let (own, read) = (rekindle.file("own"), rekindle.file("read"));
+    fs::write(&own, [7; 64 << 10])?;
+    fs::write(&read, [8; 64 << 10])?;
+    rekindle.does(&format!(
+        "run {guest} --disk {} --disk {}:ro --name original --detach",
+        own.display(),
+        read.display()
+    ))?;
+    rekindle.does("snapshot create original --name base")?;
+    rekindle.does("rm --force original")?;
+    fs::remove_file(&own)?;
+    for order in [
+        ["a", "b", "c"],
+        ["a", "c", "b"],
+        ["b", "a", "c"],
+        ["b", "c", "a"],
+        ["c", "a", "b"],
+        ["c", "b", "a"],
+    ] {
+        for name in order {
+            rekindle.does(&format!("restore base --name {name}"))?;
+        }
+        for name in order {
+            // What all read is no drive of its own.
+            let drives = rekindle.open_drives(name)?;
+            ensure!(drives == ["disk0"], "{order:?}: {name} has {drives:?}");
+            rekindle.does(&format!("rm --force {name}"))?;
+        }
+    }
     Ok(())
 }
 
