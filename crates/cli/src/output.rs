@@ -69,6 +69,15 @@ pub(crate) fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
 #[derive(Debug)]
 pub(crate) struct Waiting(Option<ProgressBar>);
 
+impl Waiting {
+    /// Says more of it. A screen of whole lines keeps the first.
+    pub(crate) fn says(&self, what: impl Into<Cow<'static, str>>) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what);
+        }
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(bar) = &self.0 {

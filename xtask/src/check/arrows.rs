@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
         "rekindle-engine",
         &[
             "rekindle-agent",
+            "rekindle-archive",
             "rekindle-firecracker",
             "rekindle-pager",
             "rekindle-store",

@@ -4,6 +4,7 @@
 mod api;
 mod bench;
 mod console;
+mod cp;
 mod doctor;
 mod exec;
 mod gc;
@@ -64,6 +65,7 @@ enum Verb {
     Setup(setup::Setup),
     Run(run::Run),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Ps(ps::Ps),
     Inspect(inspect::Inspect),
     Logs(logs::Logs),
@@ -211,6 +213,7 @@ fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Run(run) => return run.run(context),
         Verb::Exec(exec) => return exec.run(context),
+        Verb::Cp(cp) => return cp.run(context),
         Verb::Wait(wait) => return wait.run(context),
         Verb::Doctor(doctor) => return doctor.run(context),
         Verb::Setup(setup) => setup.run(context),

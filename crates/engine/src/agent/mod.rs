@@ -10,6 +10,7 @@
 //! (`docs/agent-protocol.md`), which goes on by itself when its connection breaks.
 
 mod connect;
+mod copy;
 mod error;
 mod exec;
 pub(crate) mod hello;
@@ -19,11 +20,13 @@ mod tests;
 
 use std::time::Duration;
 
+pub use copy::{Copy, CopyError};
 pub use error::AgentError;
 pub use exec::{Exec, Output};
 pub use process::{Process, Reader, Signals, Writer};
 pub use rekindle_agent::{Exit, Fate, Size};
 use rekindle_agent::{Frame, FromAgent, FromHost, Hello, PROTOCOL};
+pub use rekindle_archive::{Owner, PackError, Special, StreamError, Tally, UnpackError};
 use tokio::net::UnixStream;
 
 use self::connect::Line;

@@ -31,6 +31,7 @@ pub mod snapshot;
 pub mod state;
 pub mod stop;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -46,7 +47,7 @@ use self::record::{Ledger, Record, RecordError};
 use self::state::{Ask, Refusal, State, Step, Why, decide};
 use crate::Engine;
 use crate::agent::hello::Listener;
-use crate::agent::{Agent, Exec};
+use crate::agent::{Agent, Copy, Exec};
 
 /// How many of Firecracker's last log lines a failure keeps.
 const LOG_LINES: usize = 12;
@@ -122,6 +123,24 @@ impl Vm {
         I::Item: Into<String>,
     {
         self.agent().exec(argv)
+    }
+
+    /// Copies a file or tree of the host into the guest; see [`Agent::copy_in`].
+    ///
+    /// ```no_run
+    /// # async fn example(vm: &rekindle_engine::Vm) -> Result<(), rekindle_engine::agent::CopyError> {
+    /// let copied = vm.copy_in("www", "/srv").await?;
+    /// println!("{} files are in /srv/www", copied.files);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn copy_in(&self, from: impl Into<PathBuf>, to: impl Into<String>) -> Copy {
+        self.agent().copy_in(from, to)
+    }
+
+    /// Copies a file or tree of the guest to the host; see [`Agent::copy_out`].
+    pub fn copy_out(&self, from: impl Into<String>, to: impl Into<PathBuf>) -> Copy {
+        self.agent().copy_out(from, to)
     }
 
     /// Its directory.
