@@ -119,6 +119,9 @@ impl Caller {
             FromAgent::Hello(_) | FromAgent::Pong(_) => {
                 Err(CallerError::OutOfPlace("that it is there"))
             }
+            FromAgent::WhatTime | FromAgent::Woken(_) | FromAgent::Quiesced(_) => {
+                Err(CallerError::OutOfPlace("what answers others"))
+            }
         }
     }
 

@@ -3,22 +3,44 @@
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rekindle_agent::{
-    Decoder, Frame, FromAgent, FromHost, Hello, PROTOCOL, Received, Refusal, Why,
+    Decoder, Frame, FromAgent, FromHost, Hello, PROTOCOL, Quiesce, Received, Refusal, Why,
 };
 
+use crate::Place;
+use crate::freeze::Freezer;
 use crate::peer::Peer;
 use crate::session::Session;
 use crate::sessions::Sessions;
+use crate::wake::{HostTime, Identity};
 
 const BUFFER: usize = 64 << 10;
 
+/// All that callers can ask for.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) sessions: Arc<Sessions>,
+    identity: Identity,
+    freezer: Arc<Freezer>,
+}
+
+impl Guest {
+    pub(crate) fn new(place: Place) -> Guest {
+        Guest {
+            sessions: Arc::new(Sessions::new(place)),
+            identity: Identity::default(),
+            freezer: Arc::default(),
+        }
+    }
+}
+
 /// Looks after a connection, on threads of its own. One that the guest has no thread for is closed.
-pub(crate) fn attend(sessions: &Arc<Sessions>, peer: Peer) {
-    let sessions = sessions.clone();
+pub(crate) fn attend(guest: &Arc<Guest>, peer: Peer) {
+    let guest = guest.clone();
     let serve = move || {
-        if let Err(error) = serve(&sessions, peer) {
+        if let Err(error) = serve(&guest, peer) {
             eprintln!("rekindle-agent: a caller was hung up on: {error}");
         }
     };
@@ -28,7 +50,7 @@ pub(crate) fn attend(sessions: &Arc<Sessions>, peer: Peer) {
     }
 }
 
-fn serve(sessions: &Arc<Sessions>, mut peer: Peer) -> io::Result<()> {
+fn serve(guest: &Guest, mut peer: Peer) -> io::Result<()> {
     let mut frames = Frames::new();
     let Some(first) = frames.next(&mut peer)? else {
         return Ok(());
@@ -38,24 +60,82 @@ fn serve(sessions: &Arc<Sessions>, mut peer: Peer) -> io::Result<()> {
     };
     match FromHost::parse(&json).map_err(nonsense)? {
         FromHost::Ping => tell(&mut peer, &FromAgent::Pong(ourselves())),
-        FromHost::Open { protocol, .. } if protocol != PROTOCOL => {
-            let version = env!("CARGO_PKG_VERSION");
-            let words = format!(
-                "the guest's agent ({version}) speaks version {PROTOCOL} of the protocol, not {protocol}"
-            );
-            let why = Why::Protocol;
-            tell(&mut peer, &FromAgent::Refused(Refusal { why, words }))
+        FromHost::Open { protocol, .. } | FromHost::Quiesce(Quiesce { protocol, .. })
+            if protocol != PROTOCOL =>
+        {
+            tell(&mut peer, &FromAgent::Refused(other_protocol(protocol)))
         }
+        FromHost::Wake(wake) if wake.protocol != PROTOCOL => tell(
+            &mut peer,
+            &FromAgent::Refused(other_protocol(wake.protocol)),
+        ),
         FromHost::Open {
             session,
             exec,
             received,
             ..
-        } => match sessions.open(session, exec.as_deref()) {
+        } => match guest.sessions.open(session, exec.as_deref()) {
             Ok(session) => go_on(&session, peer, frames, received),
             Err(refusal) => tell(&mut peer, &FromAgent::Refused(refusal)),
         },
+        FromHost::Wake(asked) => {
+            let Guest {
+                sessions,
+                identity,
+                freezer,
+            } = guest;
+            let ask_time = || what_time(&mut peer, &mut frames);
+            let answer = match identity.wake(&asked, sessions, freezer, ask_time) {
+                Ok(woken) => FromAgent::Woken(woken),
+                Err(refusal) => FromAgent::Refused(refusal),
+            };
+            tell(&mut peer, &answer)
+        }
+        FromHost::Quiesce(asked) => stand_still(&guest.freezer, &asked, &mut peer, &mut frames),
         _ => Err(nonsense("the first message opens nothing")),
+    }
+}
+
+/// Until the connection ends.
+fn stand_still(
+    freezer: &Arc<Freezer>,
+    asked: &Quiesce,
+    peer: &mut Peer,
+    frames: &mut Frames,
+) -> io::Result<()> {
+    let (quiesced, _frozen) = match freezer.freeze(asked) {
+        Ok(frozen) => frozen,
+        Err(refusal) => return tell(peer, &FromAgent::Refused(refusal)),
+    };
+    tell(peer, &FromAgent::Quiesced(quiesced))?;
+    match frames.next(peer)? {
+        None => Ok(()),
+        Some(_) => Err(nonsense("a message to who stands still")),
+    }
+}
+
+fn other_protocol(theirs: u32) -> Refusal {
+    let version = env!("CARGO_PKG_VERSION");
+    let words = format!(
+        "the guest's agent ({version}) speaks version {PROTOCOL} of the protocol, not {theirs}"
+    );
+    let why = Why::Protocol;
+    Refusal { why, words }
+}
+
+/// Asks the host for its time.
+fn what_time(peer: &mut Peer, frames: &mut Frames) -> io::Result<HostTime> {
+    let asked = Instant::now();
+    tell(peer, &FromAgent::WhatTime)?;
+    let Some(Frame::Message(json)) = frames.next(peer)? else {
+        return Err(nonsense("no time"));
+    };
+    match FromHost::parse(&json).map_err(nonsense)? {
+        FromHost::Time { unix_ns } => Ok(HostTime {
+            unix: Duration::from_nanos(unix_ns),
+            answer_took: asked.elapsed(),
+        }),
+        _ => Err(nonsense("no time")),
     }
 }
 

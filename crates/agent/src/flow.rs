@@ -77,6 +77,11 @@ impl Outbox {
         self.ended = true;
     }
 
+    /// Whether no more will be pushed.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// What to send next, and its offset; at most [`MAX_DATA`] bytes.
     pub fn next_data(&mut self) -> Option<(u64, Vec<u8>)> {
         let count = (self.kept.len() - self.sent).min(MAX_DATA);

@@ -23,8 +23,9 @@ pub use caller::{Caller, CallerError};
 pub use flow::{Inbox, Offence, Outbox, WINDOW};
 pub use frame::{Decoder, Frame, FrameError, MAX_DATA, MAX_FRAME, Stream};
 pub use message::{
-    Exec, Exit, Fate, FromAgent, FromHost, Hello, InvalidSessionId, MessageError, Received,
-    Refusal, SessionId, Size, Why,
+    Address, Clock, Exec, Exit, Fate, FromAgent, FromHost, Hello, Hook, HookEnd, InvalidSessionId,
+    MessageError, Orphan, Quiesce, Quiesced, Received, Refusal, SessionId, Size, Step, Vm, Wake,
+    What, Why, Woken,
 };
 pub use transfer::Transfer;
 

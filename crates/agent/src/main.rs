@@ -8,6 +8,7 @@
 
 mod connection;
 mod copying;
+mod freeze;
 mod init;
 mod peer;
 mod program;
@@ -15,6 +16,7 @@ mod session;
 mod sessions;
 mod sys;
 mod users;
+mod wake;
 
 use std::io;
 use std::path::Path;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use rekindle_agent::{PORT, Transfer};
 
+use crate::connection::Guest;
 use crate::peer::Listener;
 use crate::sessions::Sessions;
 
@@ -69,9 +72,9 @@ fn wrong_usage() -> ExitCode {
 }
 
 fn serve(listener: io::Result<Listener>, place: Place) -> ExitCode {
-    let sessions = Arc::new(Sessions::new(place));
-    match listener.and_then(|listener| begin(&sessions, place).map(|()| listener)) {
-        Ok(listener) => accept(&sessions, &listener),
+    let guest = Arc::new(Guest::new(place));
+    match listener.and_then(|listener| begin(&guest.sessions, place).map(|()| listener)) {
+        Ok(listener) => accept(&guest, &listener),
         Err(error) => {
             eprintln!("rekindle-agent: cannot begin: {error}");
             ExitCode::FAILURE
@@ -105,10 +108,10 @@ fn begin(sessions: &Arc<Sessions>, place: Place) -> io::Result<()> {
     Ok(())
 }
 
-fn accept(sessions: &Arc<Sessions>, listener: &Listener) -> ExitCode {
+fn accept(guest: &Arc<Guest>, listener: &Listener) -> ExitCode {
     loop {
         match listener.accept() {
-            Ok(peer) => connection::attend(sessions, peer),
+            Ok(peer) => connection::attend(guest, peer),
             // A caller that is gone again, or a guest that is out of descriptors for now.
             Err(error) => {
                 eprintln!("rekindle-agent: a caller was lost: {error}");

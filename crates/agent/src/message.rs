@@ -1,11 +1,16 @@
 //! Messages: what is said besides the bytes. JSON, one object a frame, told apart by its `is`.
 
+mod wake;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::wake::{
+    Address, Clock, Hook, HookEnd, Orphan, Quiesce, Quiesced, Step, Vm, Wake, What, Woken,
+};
 use crate::frame::Frame;
 
 /// What the host says.
@@ -35,6 +40,16 @@ pub enum FromHost {
     Resize(Size),
     /// The exit and all of the output have come: the session is over.
     Forget,
+    /// You are another VM from now on. The first message of a stream; [`FromAgent::Woken`] answers it.
+    Wake(Box<Wake>),
+    /// The time, which [`FromAgent::WhatTime`] asked for.
+    Time {
+        /// Nanoseconds since 1970, UTC.
+        unix_ns: u64,
+    },
+    /// You are about to be copied. The first message of a stream; [`FromAgent::Quiesced`] answers it, and what it did is
+    /// undone when the stream ends.
+    Quiesce(Quiesce),
 }
 
 /// What the agent says.
@@ -56,6 +71,12 @@ pub enum FromAgent {
     Refused(Refusal),
     /// The program has ended. All of its output was sent before.
     Exited(Exit),
+    /// Tell the time, at once: half of what the answer takes is added to it.
+    WhatTime,
+    /// The guest is awake, and programs can run. The last message of the stream.
+    Woken(Woken),
+    /// File systems stand still.
+    Quiesced(Quiesced),
 }
 
 /// Who speaks.
@@ -173,6 +194,8 @@ pub enum Why {
     Nonsense,
     /// The guest has no room for another program.
     Full,
+    /// It would have taken longer than was allowed.
+    TooLate,
 }
 
 /// A session's name.

@@ -75,10 +75,10 @@ fn lacking(what: &'static str) -> impl Fn(Errno) -> Refusal {
     move |errno| refusal(Why::Full, format!("the guest has no {what} left: {errno}"))
 }
 
-/// Starts a program.
-pub(crate) fn start(exec: &Exec) -> Result<Program, Refusal> {
+/// Starts a program. `guest_env` is what every program of the guest gets, where its own environment says nothing else.
+pub(crate) fn start(exec: &Exec, guest_env: &[(String, String)]) -> Result<Program, Refusal> {
     let identity = exec.user.as_deref().map(users::identity).transpose()?;
-    let mut command = command(exec)?;
+    let mut command = command(exec, guest_env)?;
     let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(lacking("descriptors"))?;
     let (ends, on_terminal) = match exec.tty {
@@ -101,22 +101,24 @@ pub(crate) fn start(exec: &Exec) -> Result<Program, Refusal> {
     })
 }
 
-fn command(exec: &Exec) -> Result<Command, Refusal> {
-    let words = exec
-        .argv
-        .iter()
-        .chain(exec.env.iter().flat_map(|(k, v)| [k, v]));
-    let words = words.chain(&exec.dir);
-    if exec.argv.is_empty() || words.clone().any(|word| word.contains('\0')) {
+/// Why these can be no program's variables, if they cannot.
+pub(crate) fn unusable(env: &[(String, String)]) -> Option<String> {
+    env.iter().find_map(|(name, value)| {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Some(format!("a variable cannot have the name {name:?}"));
+        }
+        let words = || format!("the variable {name} has a zero byte");
+        value.contains('\0').then(words)
+    })
+}
+
+fn command(exec: &Exec, guest_env: &[(String, String)]) -> Result<Command, Refusal> {
+    let mut words = exec.argv.iter().chain(&exec.dir);
+    if exec.argv.is_empty() || words.any(|word| word.contains('\0')) {
         let words = "a program needs a name, and none of its words can have a zero byte";
         return Err(refusal(Why::Nonsense, words.into()));
     }
-    if let Some((name, _)) = exec
-        .env
-        .iter()
-        .find(|(k, _)| k.is_empty() || k.contains('='))
-    {
-        let words = format!("a variable cannot have the name {name:?}");
+    if let Some(words) = unusable(&exec.env) {
         return Err(refusal(Why::Nonsense, words));
     }
     let dir = Path::new(exec.dir.as_deref().unwrap_or("/"));
@@ -128,7 +130,7 @@ fn command(exec: &Exec) -> Result<Command, Refusal> {
     command.args(&exec.argv[1..]);
     command
         .env_clear()
-        .envs(exec.env.iter().map(|(k, v)| (k, v)));
+        .envs(guest_env.iter().chain(&exec.env).map(|(k, v)| (k, v)));
     command.current_dir(dir);
     Ok(command)
 }

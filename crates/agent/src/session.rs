@@ -4,12 +4,13 @@
 //! something to send, the end of the session for its caller.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rekindle_agent::{
-    Exec, Exit, Fate, Frame, FromAgent, FromHost, Inbox, MessageError, Offence, Outbox, Received,
-    Stream,
+    Exec, Exit, Fate, Frame, FromAgent, FromHost, Inbox, MAX_DATA, MessageError, Offence, Orphan,
+    Outbox, Received, SessionId, Stream,
 };
 use rustix::process::{Pid, Signal};
 
@@ -48,6 +49,8 @@ struct Inner {
     begun_told: bool,
     exit_told: bool,
     forgotten: bool,
+    /// Nobody hears it and nobody can: it has no input, and what it writes beyond what is kept is thrown away.
+    unheard: bool,
 }
 
 /// What a thread of the session does next.
@@ -81,6 +84,7 @@ impl Session {
                 begun_told: false,
                 exit_told: false,
                 forgotten: false,
+                unheard: false,
             }),
             changed: Condvar::new(),
         }
@@ -105,6 +109,7 @@ impl Session {
                 return None;
             }
             match inner.output(stream).room() {
+                0 if inner.unheard => return Some(MAX_DATA),
                 0 => inner = self.wait(inner),
                 room => return Some(room),
             }
@@ -113,7 +118,13 @@ impl Session {
 
     /// Adds output for which there is room.
     pub(crate) fn wrote(&self, stream: Stream, bytes: &[u8]) {
-        self.inner().output(stream).push(bytes);
+        let mut inner = self.inner();
+        let kept = match inner.unheard {
+            true => bytes.len().min(inner.output(stream).room()),
+            false => bytes.len(),
+        };
+        inner.output(stream).push(&bytes[..kept]);
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -137,7 +148,7 @@ impl Session {
                 self.changed.notify_all();
                 return Some(Input::Bytes(bytes));
             }
-            if inner.stdin.is_over() {
+            if inner.stdin.is_over() || inner.unheard {
                 return Some(Input::End);
             }
             inner = self.wait(inner);
@@ -162,6 +173,9 @@ impl Session {
     /// Takes a new connection, in the place of the one before. Returns its number.
     pub(crate) fn called(&self, peer: Peer, received: Received) -> Result<u64, Nonsense> {
         let mut inner = self.inner();
+        if inner.unheard {
+            return Err(Nonsense::OutOfPlace);
+        }
         inner.stdout.again_from(received.stdout)?;
         inner.stderr.again_from(received.stderr)?;
         inner.begun_told = false;
@@ -184,6 +198,11 @@ impl Session {
         }
         inner.caller = None;
         self.changed.notify_all();
+        self.wait_for_another(inner, call);
+    }
+
+    /// Waits until another caller than the last one is there, and kills the program once it may wait no more.
+    fn wait_for_another(&self, mut inner: MutexGuard<'_, Inner>, call: u64) {
         let Fate::EndsAfterMs(patience) = self.fate else {
             return;
         };
@@ -204,13 +223,98 @@ impl Session {
     /// Waits until the program has ended, and its caller knows or will not come back.
     pub(crate) fn wait_until_over(&self) {
         let mut inner = self.inner();
-        while !(inner.forgotten || self.fate == Fate::LivesOn && inner.is_left_alone()) {
+        while !(inner.forgotten
+            || (self.fate == Fate::LivesOn || inner.unheard) && inner.is_left_alone())
+        {
             inner = self.wait(inner);
         }
         while inner.exit.is_none() {
             inner = self.wait(inner);
         }
     }
+
+    // ---- Without a caller.
+
+    /// From now on nobody hears it: it has no input, and what it writes is thrown away once enough of it is kept.
+    pub(crate) fn unheard(&self) {
+        self.inner().unheard = true;
+        self.changed.notify_all();
+    }
+
+    /// Its caller is another VM's, and lost for ever. It goes on unheard, as long as its fate lets it. Tells who it is,
+    /// unless it has ended.
+    pub(crate) fn orphan(self: &Arc<Self>, session: &SessionId) -> Option<Orphan> {
+        let mut inner = self.inner();
+        inner.calls += 1;
+        let call = inner.calls;
+        if let Some(caller) = inner.caller.take() {
+            caller.shut_down();
+        }
+        inner.unheard = true;
+        if inner.exit.is_some() {
+            inner.forgotten = true;
+        }
+        let over = inner.forgotten;
+        drop(inner);
+        self.changed.notify_all();
+        if over {
+            return None;
+        }
+        let orphan = self.clone();
+        let waits = thread::Builder::new().name("orphan".into());
+        let waits = waits.spawn(move || orphan.wait_for_another(orphan.inner(), call));
+        if waits.is_err() {
+            // Without a thread that waits there is no waiting.
+            self.kill(&self.inner(), Signal::KILL);
+        }
+        Some(Orphan {
+            session: session.clone(),
+            pid: pid_of(self.pid),
+            ends_after_ms: match self.fate {
+                Fate::LivesOn => None,
+                Fate::EndsAfterMs(patience) => Some(patience),
+            },
+        })
+    }
+
+    /// Whether its caller is another VM's.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.inner().unheard
+    }
+
+    /// Waits until it has ended and all that it wrote is here. Kills it at the deadline, and returns `None` then.
+    pub(crate) fn outlast(&self, deadline: Instant) -> Option<Exit> {
+        let mut inner = self.inner();
+        loop {
+            let over = inner.stdout.has_ended() && inner.stderr.has_ended();
+            if let Some(exit) = inner.exit
+                && over
+            {
+                return Some(exit);
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                self.kill(&inner, Signal::KILL);
+                return None;
+            };
+            let waited = self.changed.wait_timeout(inner, left);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What it wrote to standard error, of what is kept of it.
+    pub(crate) fn complaints(&self) -> Vec<u8> {
+        let mut inner = self.inner();
+        let data = std::iter::from_fn(|| inner.stderr.next_data());
+        data.flat_map(|(_, bytes)| bytes).collect()
+    }
+
+    /// Nobody will ask for it again.
+    pub(crate) fn forget(&self) {
+        self.inner().forgotten = true;
+        self.changed.notify_all();
+    }
+
+    // ---- The caller's side again: what it says.
 
     /// Takes a frame from the present caller.
     pub(crate) fn receive(&self, call: u64, frame: Frame) -> Result<(), Nonsense> {
@@ -295,6 +399,10 @@ impl Session {
     }
 }
 
+fn pid_of(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
+}
+
 impl Inner {
     fn is_left_alone(&self) -> bool {
         self.exit.is_some() && self.caller.is_none()
@@ -311,7 +419,7 @@ impl Inner {
         if !self.begun_told {
             self.begun_told = true;
             let begun = FromAgent::Begun {
-                pid: pid.as_raw_nonzero().get().unsigned_abs(),
+                pid: pid_of(pid),
                 stdin: self.stdin.resume(),
             };
             return Some(begun.frame());

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use rekindle_agent::{Exec, Exit, Refusal, SessionId, Why};
+use rekindle_agent::{Exec, Exit, Orphan, Refusal, SessionId, Why};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
@@ -37,6 +37,10 @@ struct All {
     running: HashMap<Pid, Running>,
     /// Those that have ended, the oldest first.
     ended: Vec<SessionId>,
+    /// What every program gets.
+    environment: Vec<(String, String)>,
+    /// How many were begun for the agent itself.
+    unheard: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,11 @@ impl Sessions {
         let mut all = self.all();
         all.tidy();
         if let Some(session) = all.sessions.get(&id) {
+            if session.is_unheard() {
+                let words =
+                    format!("the session {id} belongs to the VM that this one is a copy of");
+                return refuse(Why::NoSession, words);
+            }
             return Ok(session.clone());
         }
         let Some(exec) = exec else {
@@ -80,6 +89,31 @@ impl Sessions {
                 format!("there is no session {id}: its guest was started anew, or it was given up"),
             );
         };
+        self.begin(&mut all, id, exec)
+    }
+
+    /// Begins a session that nobody hears.
+    pub(crate) fn begin_unheard(self: &Arc<Self>, exec: &Exec) -> Result<Arc<Session>, Refusal> {
+        let mut all = self.all();
+        let mut names = (all.unheard + 1..).map(|n| {
+            let name = format!("agent-{n}").parse::<SessionId>();
+            (n, name.expect("it has none but letters, digits and -"))
+        });
+        let free = names.find(|(_, name)| !all.sessions.contains_key(name));
+        let (n, id) = free.expect("there are not so many sessions");
+        all.unheard = n;
+        let session = self.begin(&mut all, id, exec)?;
+        session.unheard();
+        Ok(session)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        all: &mut All,
+        id: SessionId,
+        exec: &Exec,
+    ) -> Result<Arc<Session>, Refusal> {
+        let refuse = |why, words: String| Err(Refusal { why, words });
         if all.running.len() >= MOST_RUNNING {
             return refuse(
                 Why::Full,
@@ -89,7 +123,7 @@ impl Sessions {
         if exec.ends_guest && self.place == Place::Apart {
             return refuse(Why::Nonsense, "there is no guest that could go down".into());
         }
-        let program = program::start(exec)?;
+        let program = program::start(exec, &all.environment)?;
         let (pid, ended) = (program.pid, program.ended.clone());
         let terminal = program.terminal.clone();
         let session = Arc::new(Session::new(pid, exec, terminal));
@@ -122,6 +156,27 @@ impl Sessions {
         };
         thread::Builder::new().name("last".into()).spawn(wait)?;
         Ok(())
+    }
+
+    /// What every program from now on gets, where its own environment says nothing else. In memory and nowhere else.
+    pub(crate) fn set_environment(&self, environment: Vec<(String, String)>) {
+        self.all().environment = environment;
+    }
+
+    /// The guest is another VM from now on: whoever called before is lost.
+    pub(crate) fn orphan(&self) -> Vec<Orphan> {
+        let all = self.all();
+        let mut orphans: Vec<Orphan> = all
+            .sessions
+            .iter()
+            .filter_map(|(id, session)| session.orphan(id))
+            .collect();
+        drop(all);
+        orphans.sort_by_key(|orphan| orphan.pid);
+        for Orphan { session, pid, .. } in &orphans {
+            eprintln!("rekindle-agent: the program {pid} lost its caller, session {session}");
+        }
+        orphans
     }
 
     /// Waits for programs, and for the orphans that come to us where we are the guest's init, for ever.

@@ -3,3 +3,4 @@
 mod copies;
 mod harness;
 mod sessions;
+mod waking;
