@@ -40,7 +40,7 @@ pub(crate) struct Exec {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Environment {
     /// Set a variable of its environment, which has PATH and HOME otherwise
-    #[arg(long, short, value_name = "K=V", value_parser = parse_variable)]
+    #[arg(long, short, value_name = "K[=V]", value_parser = parse_variable)]
     env: Vec<(String, String)>,
 }
 
@@ -51,9 +51,14 @@ impl Environment {
     }
 }
 
-fn parse_variable(text: &str) -> Result<(String, String), String> {
+/// `NAME=VALUE`, or the name of a variable of this program, whose value need not be among its arguments then.
+pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        None if !text.is_empty() => match std::env::var(text) {
+            Ok(value) => Ok((text.to_owned(), value)),
+            Err(_) => Err(format!("{text:?} is neither like NAME=VALUE nor set here")),
+        },
         _ => Err(format!("{text:?} is not like NAME=VALUE")),
     }
 }

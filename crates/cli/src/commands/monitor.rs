@@ -12,6 +12,7 @@ use rekindle_firecracker::ProcessId;
 use super::{Context, block_on, this_program};
 use crate::monitor::job::Job;
 use crate::monitor::progress::Progress;
+use crate::monitor::secrets::Secrets;
 use crate::monitor::truth::Watch;
 use crate::monitor::{self, keeper};
 
@@ -45,6 +46,9 @@ impl Monitor {
         };
         let engine = Engine::new(root, programs);
         // A monitor that failed has told the verb that waits, which prints it.
-        block_on(async { Ok(monitor::run(&engine, dir, &watch, &mut Progress::new()).await) })?
+        let secrets = Secrets::of_stdin();
+        block_on(async {
+            Ok(monitor::run(&engine, dir, &watch, &mut Progress::new(), secrets).await)
+        })?
     }
 }

@@ -1,5 +1,6 @@
 //! `rekindle restore`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use rekindle_engine::vm::config::Backend;
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check};
+use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 
+use super::exec::parse_variable;
 use super::{Context, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
@@ -57,6 +60,26 @@ pub(crate) struct Restore {
     /// Try a snapshot that was made on another kind of host
     #[arg(long)]
     force: bool,
+    /// Add a variable to the environment of whatever is run in the copy; alone, K is taken from here
+    ///
+    /// It is in the agent's memory only: on no disk of this host, and not in the snapshot.
+    #[arg(long, short, value_name = "K[=V]", value_parser = parse_variable)]
+    env: Vec<(String, String)>,
+    /// The guest's hostname [default: the copy's name]
+    #[arg(long, value_name = "H")]
+    hostname: Option<String>,
+    /// Give an interface of the guest another address
+    #[arg(long, value_name = "IFACE=ADDR/BITS[,GATEWAY]", value_parser = parse_address)]
+    address: Vec<Address>,
+    /// How long the guest may take to wake up, hooks included (30s, 5m)
+    #[arg(long, value_name = "T", default_value = "10s", value_parser = parse_duration)]
+    wake_within: Duration,
+    /// Fail where not everything about waking up went well; the copy runs all the same
+    #[arg(long)]
+    must_wake: bool,
+    /// Tell the guest nothing: it takes itself for the original
+    #[arg(long, conflicts_with_all = ["env", "hostname", "address", "must_wake"])]
+    no_wake: bool,
     /// End the copy after this long (30s, 5m, 2h)
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     ttl: Option<Duration>,
@@ -88,15 +111,27 @@ impl Restore {
         let snapshot = engine.snapshot(&self.snapshot)?;
         let names = self.names()?;
         let records = self.start(&engine, &snapshot, &names)?;
-        if self.json {
-            return output::json(&records);
-        }
+        let mut problems = Vec::new();
         for record in &records {
-            let took = record
-                .timings
-                .total_us
-                .map_or_else(String::new, output::millis);
-            output::line(format!("{}  {}  {took}", record.name, record.state))?;
+            let waking = record.waking.iter().flat_map(Waking::problems);
+            problems.extend(waking.map(|problem| format!("{}: {problem}", record.name)));
+        }
+        if self.must_wake && !problems.is_empty() {
+            bail!("{}; the copies run all the same", problems.join("; "));
+        }
+        for problem in &problems {
+            eprintln!("rekindle: {problem}");
+        }
+        if self.json {
+            output::json(&records)?;
+        } else {
+            for record in &records {
+                let took = record
+                    .timings
+                    .total_us
+                    .map_or_else(String::new, output::millis);
+                output::line(format!("{}  {}  {took}", record.name, record.state))?;
+            }
         }
         Ok(())
     }
@@ -185,6 +220,14 @@ impl Restore {
         if self.verify {
             config = config.verify();
         }
+        config.wake = (!self.no_wake).then(|| {
+            let mut wake = WakeConfig::new();
+            wake.within = self.wake_within;
+            wake.hostname = self.hostname.clone();
+            wake.addresses = self.address.clone();
+            wake.env = Environment::new(self.env.clone());
+            wake
+        });
         for tap in &self.tap {
             config.taps.push(tap_override(tap, snapshot)?);
         }
@@ -216,6 +259,28 @@ pub(super) fn tap_override(text: &str, snapshot: &Snapshot) -> Result<TapOverrid
         iface_id: iface_id.to_owned(),
         tap: tap.to_owned(),
     })
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    let parse = || {
+        let (interface, rest) = text.split_once('=')?;
+        let (own, gateway) = match rest.split_once(',') {
+            Some((own, gateway)) => (own, Some(gateway.parse::<IpAddr>().ok()?)),
+            None => (rest, None),
+        };
+        let (address, prefix) = own.split_once('/')?;
+        let address: IpAddr = address.parse().ok()?;
+        let prefix: u8 = prefix.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let same_kind = gateway.is_none_or(|gateway| gateway.is_ipv4() == address.is_ipv4());
+        (!interface.is_empty() && prefix <= most && same_kind).then(|| Address {
+            interface: interface.to_owned(),
+            address,
+            prefix,
+            gateway,
+        })
+    };
+    parse().ok_or_else(|| format!("{text:?} is not like eth0=10.0.0.2/24,10.0.0.1"))
 }
 
 /// Refuses a name that is taken. Who takes it from now on is found out at the start.

@@ -47,6 +47,9 @@ pub(crate) struct Create {
     /// Only what changed since the VM's last snapshot; the VM must track dirty pages
     #[arg(long)]
     diff: bool,
+    /// How long the guest's agent may take to have the file systems stand still, or "off"
+    #[arg(long, value_name = "SECONDS|off", default_value = "2", value_parser = parse_quiesce)]
+    quiesce: u64,
     /// Then run a throw-away copy for so long, 10 at the most, so that the first restore is fast
     ///
     /// What the copy touches becomes the snapshot's working set. It is cut off from every network,
@@ -125,6 +128,7 @@ impl Create {
         let request = SnapshotRequest {
             kind,
             name: self.name.clone(),
+            quiesce_ms: self.quiesce,
         };
         let waiting = output::waiting(format!("writing, hashing and publishing {}", self.vm));
         let answer: SnapshotAnswer =
@@ -162,6 +166,19 @@ impl Create {
         let mut config = RehearseConfig::new().limit(Duration::from_secs(seconds));
         config.ready_on = self.ready_on.clone();
         Ok(Some((engine, config)))
+    }
+}
+
+/// Milliseconds; 0 for none.
+fn parse_quiesce(text: &str) -> Result<u64, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    match super::parse_duration(text) {
+        Ok(limit) if !limit.is_zero() => {
+            u64::try_from(limit.as_millis()).map_err(|error| error.to_string())
+        }
+        _ => Err(format!("{text:?} is neither like 2 or 30s, nor off")),
     }
 }
 

@@ -8,6 +8,7 @@ use rekindle_engine::vm::config::BootConfig;
 use rekindle_engine::vm::dir::VmDir;
 use rekindle_engine::vm::rehearse::RehearseConfig;
 use rekindle_engine::vm::restore::RestoreConfig;
+use rekindle_engine::vm::wake::Environment;
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "job.json";
@@ -44,6 +45,15 @@ impl Job {
             version: VERSION,
             firecracker,
             task,
+        }
+    }
+
+    /// What is not written down with it.
+    pub(crate) fn environment(&self) -> &Environment {
+        static NONE: Environment = Environment::new(Vec::new());
+        match &self.task {
+            Task::Restore { config, .. } => config.wake.as_ref().map_or(&NONE, |wake| &wake.env),
+            _ => &NONE,
         }
     }
 

@@ -38,7 +38,8 @@ pub(crate) fn run(name: &VmName, root: &Root, dir: &VmDir) -> Result<()> {
             .arg0("rekindle")
             .args(["monitor", name.as_str(), "--kept", "--root"])
             .arg(root.path())
-            .stdin(Stdio::null())
+            // What the monitor must know and no disk may hold.
+            .stdin(Stdio::inherit())
             .spawn()
             .context("cannot start the monitor")?;
         let status = wait_for(&monitor, dir)?;

@@ -10,6 +10,7 @@ pub(crate) mod keeper;
 pub(crate) mod progress;
 pub(crate) mod protocol;
 mod rehearsal;
+pub(crate) mod secrets;
 mod server;
 pub(crate) mod start;
 pub(crate) mod truth;
@@ -26,6 +27,7 @@ use rekindle_engine::vm::Claim;
 use rekindle_engine::vm::adopt::{Adopted, adopt};
 use rekindle_engine::vm::boot::boot_in;
 use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::quiesce::Quiesce;
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::restore::restore_in;
 use rekindle_engine::vm::snapshot::{CaptureError, SnapshotConfig};
@@ -37,6 +39,7 @@ use tokio::task::JoinSet;
 use self::job::{Job, Task};
 use self::progress::Progress;
 use self::protocol::{CONTROL_SOCKET, SnapshotAnswer, SnapshotRequest, StopRequest};
+use self::secrets::Secrets;
 use self::server::{Answer, Ask, Request, Server};
 use self::truth::Watch;
 
@@ -46,8 +49,9 @@ pub(crate) async fn run(
     dir: VmDir,
     watch: &Watch,
     progress: &mut Progress,
+    mut secrets: Secrets,
 ) -> Result<()> {
-    let (vm, served) = match take(engine, &dir, watch, progress).await {
+    let (vm, served) = match take(engine, &dir, watch, progress, &mut secrets).await {
         Ok(Taken::Vm(vm, served)) => (*vm, served),
         Ok(Taken::Nothing) => return Ok(()),
         Err(e) => {
@@ -56,7 +60,7 @@ pub(crate) async fn run(
         }
     };
     progress.up(&vm.record());
-    let ended = Owner::new(vm).run(served.requests).await;
+    let ended = Owner::new(vm, secrets).run(served.requests).await;
     served.server.finish().await;
     let _ = std::fs::remove_file(dir.file(CONTROL_SOCKET));
     progress.over(&ended);
@@ -82,8 +86,9 @@ async fn take(
     dir: &VmDir,
     watch: &Watch,
     progress: &mut Progress,
+    secrets: &mut Secrets,
 ) -> Result<Taken> {
-    match adopt(engine, dir.clone()).await? {
+    match adopt(engine, dir.clone(), secrets.environment()).await? {
         Adopted::Alive(mut vm) => {
             vm.live_on();
             let served = appear(dir, watch)?;
@@ -94,7 +99,12 @@ async fn take(
             Ok(Taken::Nothing)
         }
         Adopted::Unfinished(claim) => {
-            let task = Job::read(dir)?.task;
+            let mut task = Job::read(dir)?.task;
+            if let Task::Restore { config, .. } = &mut task
+                && let Some(wake) = &mut config.wake
+            {
+                wake.env = secrets.environment().clone();
+            }
             let mut served = appear(dir, watch)?;
             match start(engine, claim, task, &mut served, progress).await {
                 Ok(Some(mut vm)) => {
@@ -148,6 +158,7 @@ async fn start(
 /// The one task that owns the VM.
 struct Owner {
     vm: Vm,
+    secrets: Secrets,
     publishing: JoinSet<Published>,
 }
 
@@ -160,9 +171,10 @@ struct Published {
 }
 
 impl Owner {
-    fn new(vm: Vm) -> Owner {
+    fn new(vm: Vm, secrets: Secrets) -> Owner {
         Owner {
             vm,
+            secrets,
             publishing: JoinSet::new(),
         }
     }
@@ -170,6 +182,9 @@ impl Owner {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Record {
         let mut time_is_up = Box::pin(until(self.vm.record().ends_at));
         while !self.vm.state().is_over() {
+            if !self.vm.is_to_be_woken() {
+                self.secrets.forget();
+            }
             tokio::select! {
                 () = self.vm.death() => {
                     self.vm.ended().await;
@@ -227,6 +242,10 @@ impl Owner {
         let config = SnapshotConfig {
             kind: request.kind,
             name: request.name,
+            quiesce: match request.quiesce_ms {
+                0 => Quiesce::Off,
+                ms => Quiesce::Within(Duration::from_millis(ms)),
+            },
         };
         match self.vm.capture(config).await {
             Ok(captured) => {

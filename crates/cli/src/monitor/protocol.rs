@@ -11,6 +11,7 @@
 //! [`Failure`].
 
 use rekindle_engine::store::SnapshotName;
+use rekindle_engine::vm::quiesce::STANDS_STILL_WITHIN;
 use rekindle_engine::vm::snapshot::SnapshotKind;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,13 @@ pub(crate) const STOP: &str = "/v1/stop";
 pub(crate) struct SnapshotRequest {
     pub(crate) kind: SnapshotKind,
     pub(crate) name: Option<SnapshotName>,
+    /// How long the guest may take to stand still, in milliseconds; 0 does not ask it.
+    #[serde(default = "stands_still_ms")]
+    pub(crate) quiesce_ms: u64,
+}
+
+pub(crate) fn stands_still_ms() -> u64 {
+    u64::try_from(STANDS_STILL_WITHIN.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Starting a keeper, which starts a monitor, which starts the VM; and waiting for the word that it is up.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 
@@ -14,6 +14,7 @@ use rekindle_engine::vm::state::State;
 
 use super::job::Job;
 use super::progress::{Line, first_line};
+use super::secrets;
 
 /// The monitor's own errors, relative to the VM's directory.
 pub(crate) const MONITOR_LOG: &str = "monitor.log";
@@ -31,7 +32,10 @@ pub(crate) fn begin(engine: &Engine, name: &VmName, job: &Job) -> Result<Startin
     // Until the keeper can be seen, the new directory looks like one that nobody will ever care for.
     let hold = Hold::wait(engine.root())?;
     let dir = VmDir::create(engine.root(), name)?;
-    let begun = job.write(&dir).and_then(|()| spawn(engine, name, &dir));
+    let begun = secrets::keep(job.environment()).and_then(|kept| {
+        job.write(&dir)?;
+        spawn(engine, name, &dir, kept)
+    });
     begun.inspect_err(|_| {
         let _ = dir.remove(&hold);
     })
@@ -44,7 +48,7 @@ pub(crate) fn start(engine: &Engine, name: &VmName, job: &Job) -> Result<Record>
 
 /// Starts a keeper for a VM whose own is gone, to adopt or to bury it.
 pub(crate) fn revive(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Starting> {
-    spawn(engine, name, dir)
+    spawn(engine, name, dir, None)
 }
 
 impl Starting {
@@ -103,7 +107,7 @@ impl Starting {
     }
 }
 
-fn spawn(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Starting> {
+fn spawn(engine: &Engine, name: &VmName, dir: &VmDir, kept: Option<File>) -> Result<Starting> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let log = OpenOptions::new()
         .create(true)
@@ -116,7 +120,7 @@ fn spawn(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Starting> {
         .arg(name.as_str())
         .arg("--root")
         .arg(engine.root().path())
-        .stdin(Stdio::null())
+        .stdin(kept.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()

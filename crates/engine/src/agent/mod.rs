@@ -17,6 +17,7 @@ pub(crate) mod hello;
 mod process;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wake;
 
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use crate::vm::dir::VmDir;
 use crate::vm::follow::Changes;
 use crate::vm::record::{GuestAgent, Record};
 use crate::vm::state::State;
+use crate::vm::wake::Waking;
 
 /// How long an agent that is known to be there may leave a call unanswered. Firecracker gives up each after 2 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -128,6 +130,7 @@ impl Agent {
             if record.state != State::Running
                 || record.capturing.is_some()
                 || record.agent == Some(GuestAgent::Awaited)
+                || matches!(record.waking, Some(Waking::Due { .. }))
             {
                 self.change(&mut changes, &record).await?;
                 continue;

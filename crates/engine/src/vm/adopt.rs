@@ -15,6 +15,7 @@ use super::launch::{self, API_PATIENCE, StartError};
 use super::record::{Capturing, Ledger, Origin, Purpose, Record, RecordError};
 use super::relay::{Means, Relay};
 use super::state::{State, Why};
+use super::wake::Environment;
 use super::{Parts, Vm, VmError};
 use crate::Engine;
 use crate::agent::hello::Listener;
@@ -56,7 +57,13 @@ pub enum AdoptError {
 }
 
 /// Adopts a VM that nobody owns, or tells how it ended.
-pub async fn adopt(engine: &Engine, dir: VmDir) -> Result<Adopted, AdoptError> {
+///
+/// `environment` is for a guest that was not woken up before its owner went: what the variables were that it was to get.
+pub async fn adopt(
+    engine: &Engine,
+    dir: VmDir,
+    environment: &Environment,
+) -> Result<Adopted, AdoptError> {
     let mut claim = Claim::take(dir)?;
     let mut record = match Record::read(claim.dir()) {
         Ok(record) => record,
@@ -85,7 +92,10 @@ pub async fn adopt(engine: &Engine, dir: VmDir) -> Result<Adopted, AdoptError> {
         State::Running | State::Paused => {
             let ledger = Ledger::new(claim.dir(), &record);
             match crew_of(engine, claim.dir(), &record, &ledger).await? {
-                Some(crew) => take_up(engine, claim, record, ledger, crew).await,
+                Some(crew) => {
+                    let adopted = take_up(engine, claim, record, ledger, crew, environment);
+                    adopted.await
+                }
                 None => {
                     let what = missing(&record);
                     end_leftovers(&record).await;
@@ -155,6 +165,7 @@ async fn take_up(
     record: Record,
     ledger: Ledger,
     crew: Crew,
+    environment: &Environment,
 ) -> Result<Adopted, AdoptError> {
     let hello = match record.machine.vsock {
         Some(_) => Some(Listener::start_late(claim.dir(), &ledger).map_err(StartError::Hello)?),
@@ -171,6 +182,7 @@ async fn take_up(
         crew,
     });
     vm.live_on();
+    vm.environment = environment.clone();
     match set_right(&mut vm).await {
         // Whatever it died of, it is written down by now.
         Err(_) if vm.state().is_over() => return Ok(Adopted::Over(Box::new(vm.record()))),
@@ -196,6 +208,7 @@ async fn set_right(vm: &mut Vm) -> Result<(), VmError> {
     }
     // A record that cannot be written, on a full disk, is no reason to give up a guest that runs.
     let _ = vm.write_record();
+    let _ = vm.wake_if_due().await;
     Ok(())
 }
 

@@ -195,6 +195,7 @@ pub(crate) fn new_record(
         pager: None,
         diff_base: None,
         agent: None,
+        waking: None,
         capturing: None,
         timings: Timings::default(),
     }

@@ -21,6 +21,7 @@ pub mod follow;
 pub mod kernel;
 mod launch;
 mod portable;
+pub mod quiesce;
 pub mod reaped;
 pub mod rebuild;
 pub mod record;
@@ -30,6 +31,7 @@ pub mod restore;
 pub mod snapshot;
 pub mod state;
 pub mod stop;
+pub mod wake;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,6 +69,8 @@ pub struct Vm {
     leases: Vec<rekindle_store::Lease>,
     /// The snapshot that Firecracker's dirty log began with: none but it can be a Diff's base.
     captured: Option<rekindle_store::SnapshotId>,
+    /// What the guest's programs are to get once it is woken up; nowhere else.
+    environment: wake::Environment,
     engine: Engine,
 }
 
@@ -165,7 +169,8 @@ impl Vm {
             Step::Already => Ok(()),
             Step::Do => {
                 self.change(State::Running, async |client| client.resume().await)
-                    .await
+                    .await?;
+                Ok(self.wake_if_due().await?)
             }
         }
     }
@@ -229,6 +234,7 @@ impl Vm {
             claim,
             leases,
             captured: None,
+            environment: Default::default(),
             engine,
         }
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Backend, Machine};
 use super::dir::{RECORD, VmDir};
 use super::state::State;
+use super::wake::Waking;
 
 /// The record version that this program writes, and the newest that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -71,6 +72,9 @@ pub struct Record {
     /// The agent in its guest, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub agent: Option<GuestAgent>,
+    /// Where a copy whose guest has an agent is with waking up.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waking: Option<Waking>,
     /// A snapshot that is being taken: who adopts the VM must let the guest run again if it ran before.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub capturing: Option<Capturing>,
@@ -160,10 +164,13 @@ pub struct Timings {
     /// Start or resume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub start_us: Option<u64>,
+    /// Telling the guest that it is another VM now, until it has told what it did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub wake_us: Option<u64>,
     /// From Firecracker's spawn to the running (or loaded) guest.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub spawn_to_guest_us: Option<u64>,
-    /// From the request to the running (or loaded) guest, all checks and preparations included.
+    /// From the request to the running (or loaded) guest, all checks and preparations included, and that it is woken up.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub total_us: Option<u64>,
 }

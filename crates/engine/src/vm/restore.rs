@@ -37,6 +37,7 @@ use super::launch::StartError;
 use super::record::{GuestAgent, Ledger, Origin, Record, RecordError};
 use super::relay::Means;
 use super::state::State;
+use super::wake::Waking;
 use super::{Parts, Vm, micros, portable};
 use crate::agent::hello::Listener;
 use crate::cut_off::{self, CutOffError, cut_off};
@@ -95,6 +96,11 @@ pub enum RestoreError {
     /// The snapshot has no such interface.
     #[error("the snapshot has no network interface {0:?}")]
     NoSuchInterface(String),
+    /// Its guest cannot be told.
+    #[error(
+        "the snapshot's guest has no agent, which a hostname, an address or an environment of the copy's own needs"
+    )]
+    NoAgent,
     /// It cannot be cut off from the network.
     #[error(transparent)]
     CutOff(#[from] CutOffError),
@@ -238,6 +244,12 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
             return Err(RestoreError::NoSuchInterface(wanted.iface_id.clone()));
         }
     }
+    if let Some(wake) = &config.wake
+        && wake.takes_an_agent()
+        && portable::agent(snapshot).is_none()
+    {
+        return Err(RestoreError::NoAgent);
+    }
     if config.network == Network::CutOff {
         // Its TAPs are made for it.
         return match manifest.devices.interfaces.as_slice() {
@@ -313,6 +325,9 @@ fn prepare_in(
     record.boot = source.tip().manifest().boot.clone();
     record.purpose = config.purpose;
     record.agent = portable::agent(source.tip());
+    if let (Some(wake), Some(_)) = (&config.wake, &record.agent) {
+        record.waking = Some(Waking::due(wake));
+    }
     record.ends_at = config
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
@@ -371,7 +386,7 @@ impl Prepared {
             let late = Listener::start_late(self.claim.dir(), &self.ledger);
             self.hello = Some(late.map_err(StartError::Hello)?);
         }
-        Ok(Vm::assembled(Parts {
+        let mut vm = Vm::assembled(Parts {
             engine: self.engine,
             claim: self.claim,
             record: self.record,
@@ -380,7 +395,10 @@ impl Prepared {
             console: self.console,
             hello: self.hello,
             leases: self.source.leases,
-        }))
+        });
+        vm.environment = self.config.wake.unwrap_or_default().env;
+        vm.wake_if_due().await?;
+        Ok(vm)
     }
 
     /// Starts the page server, if there is to be one.

@@ -1,8 +1,8 @@
 //! Snapshots: the guest stands still only while Firecracker writes and the disks are copied; hashing comes after.
 //!
 //! ```text
-//!   record "capturing" ─▶ pause ─▶ state + memory ─┬─▶ resume ─▶ Captured ─▶ hash, punch, publish
-//!                                  disks copied ───┘   (if it ran before)     (a blocking thread)
+//!   quiesce ─▶ record "capturing" ─▶ pause ─▶ state + memory ─┬─▶ resume ─▶ Captured ─▶ hash, punch, publish
+//!   (if it has an agent)                     disks copied ────┘   (if it ran before)     (a blocking thread)
 //! ```
 
 use std::io;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Access, DirtyPages};
 use super::dir::{PAGER_STATE, VmDir, disk_path};
 use super::portable::{self, Unportable};
+use super::quiesce::Quiesce;
 use super::record::{Capturing, Record, RecordError};
 use super::state::{Ask, Refusal, State, decide};
 use super::{Vm, VmError};
@@ -43,6 +44,8 @@ pub struct SnapshotConfig {
     pub kind: SnapshotKind,
     /// A name for it, unique under its root.
     pub name: Option<SnapshotName>,
+    /// Whether the guest's file systems stand still meanwhile.
+    pub quiesce: Quiesce,
 }
 
 impl SnapshotConfig {
@@ -51,6 +54,7 @@ impl SnapshotConfig {
         SnapshotConfig {
             kind: SnapshotKind::Full,
             name: None,
+            quiesce: Quiesce::default(),
         }
     }
 
@@ -59,6 +63,7 @@ impl SnapshotConfig {
         SnapshotConfig {
             kind: SnapshotKind::Diff,
             name: None,
+            quiesce: Quiesce::default(),
         }
     }
 
@@ -170,6 +175,8 @@ impl Vm {
         let mut parts = portable::manifest_parts(self.engine.root(), &self.record(), kind)?;
         let draft = self.engine.store().begin(config.name.clone())?;
         let before = self.record.state.clone();
+        let (still, words) = self.stand_still(config.quiesce).await;
+        parts.notes = words;
         // Firecracker starts a new dirty log with this snapshot: until it is published there is no base.
         let base = self.record.diff_base.take();
         self.captured = Some(draft.id());
@@ -203,6 +210,7 @@ impl Vm {
         } else {
             Ok(())
         };
+        drop(still);
         let paused = if before == State::Running {
             begun.elapsed()
         } else {

@@ -11,6 +11,7 @@ mod programs;
 mod pty;
 mod storm;
 mod tree;
+mod waking;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         disks::stories(),
         tree::stories(),
         images::stories(),
+        waking::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

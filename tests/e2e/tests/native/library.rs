@@ -13,6 +13,7 @@ use rekindle_engine::vm::restore::RestoreConfig;
 use rekindle_engine::vm::snapshot::SnapshotConfig;
 use rekindle_engine::vm::state::{State, Why};
 use rekindle_engine::vm::stop::Manner;
+use rekindle_engine::vm::wake::Environment;
 use rekindle_engine::{Engine, Vm};
 use rekindle_kit::story::Story;
 
@@ -126,7 +127,8 @@ async fn let_go(stage: Stage) -> anyhow::Result<Stage> {
     counts(original.dir().path(), 3).await?;
     original.detach();
 
-    let Adopted::Alive(mut vm) = adopt(&stage.engine, dir(&stage, "vm")?).await? else {
+    let none = Environment::default();
+    let Adopted::Alive(mut vm) = adopt(&stage.engine, dir(&stage, "vm")?, &none).await? else {
         bail!("it was not taken up");
     };
     ensure!(*vm.state() == State::Running);
@@ -136,7 +138,7 @@ async fn let_go(stage: Stage) -> anyhow::Result<Stage> {
     ensure!(said.json()?[0]["state"] == "running");
     let said = stage.rekindle.refuses("pause vm")?;
     ensure!(said.contains("takes no requests"), "{said}");
-    let again = adopt(&stage.engine, dir(&stage, "vm")?).await;
+    let again = adopt(&stage.engine, dir(&stage, "vm")?, &none).await;
     ensure!(again.is_err(), "it was taken up twice");
     let text = counts(vm.dir().path(), seen + 5).await?;
     ensure!(sequence(&text)?.0 == 1);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::vm::config::{Backend, DirtyPages};
 use crate::vm::record::Purpose;
+use crate::vm::wake::WakeConfig;
 
 /// How to restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct RestoreConfig {
     /// What its network interfaces are connected to.
     #[serde(default)]
     pub network: Network,
+    /// What its guest is told as soon as it runs, if it has an agent; nothing if absent.
+    #[serde(default = "wakes")]
+    pub wake: Option<WakeConfig>,
     /// What it is for.
     #[serde(skip)]
     pub(crate) purpose: Purpose,
@@ -136,6 +140,10 @@ pub enum Network {
     CutOff,
 }
 
+fn wakes() -> Option<WakeConfig> {
+    Some(WakeConfig::new())
+}
+
 impl RestoreConfig {
     /// Runs at once, memory through userfaultfd, everything else as the snapshot has it.
     pub fn new(name: VmName) -> Self {
@@ -152,6 +160,7 @@ impl RestoreConfig {
             replay: Replay::default(),
             record: Recording::default(),
             network: Network::default(),
+            wake: wakes(),
             purpose: Purpose::default(),
             ttl: None,
         }
@@ -196,6 +205,18 @@ impl RestoreConfig {
         self
     }
 
+    /// Chooses what its guest is told.
+    pub fn wake(mut self, wake: WakeConfig) -> Self {
+        self.wake = Some(wake);
+        self
+    }
+
+    /// Tells its guest nothing: it takes itself for the original.
+    pub fn no_wake(mut self) -> Self {
+        self.wake = None;
+        self
+    }
+
     /// Brings no page before the guest asks for it.
     pub fn no_replay(mut self) -> Self {
         self.replay = Replay::Off;
@@ -218,7 +239,7 @@ mod tests {
         let today = RestoreConfig::new("web".parse().unwrap());
         let mut json = serde_json::to_value(&today).unwrap();
         let fields = json.as_object_mut().unwrap();
-        for later in ["replay", "record", "network"] {
+        for later in ["replay", "record", "network", "wake"] {
             assert!(fields.remove(later).is_some(), "{later}");
         }
         assert_eq!(
