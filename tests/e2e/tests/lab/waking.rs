@@ -20,8 +20,9 @@ const HOOK: &str = "mkdir -p /etc/rekindle/wake.d && cd /etc/rekindle/wake.d && 
     printf '#!/bin/sh\\necho broken >&2; exit 3\\n' > 20-fails && chmod 755 * && \
     echo 00000000000000000000000000000000 > /etc/machine-id";
 
-/// Counts on the disk.
-const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; sleep 0.1; done";
+/// Counts on the disk, and writes down where.
+const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; \
+    read h < /proc/sys/kernel/hostname; echo $h > /h.new; mv /h.new /h; sleep 0.1; done";
 
 /// Makes, fills, renames and removes files without a pause.
 const WRITE: &str = "mkdir /w; n=0; while :; do n=$((n+1)); head -c 50000 /dev/urandom > /w/new; \
@@ -129,12 +130,12 @@ fn two_copies(linux: &Linux) -> anyhow::Result<()> {
         let told = waking(linux, copy)?;
         ensure!(told["is"] == "woken", "{told}");
         ensure!(told["orphans"][0]["ends_after_ms"] == 10_000, "{told}");
-        // Until it is killed, as its caller cannot come back.
-        grows(linux, copy, "/n")?;
         let pid = &told["orphans"][0]["pid"];
         until("its fate meets it", || {
             Ok(sh(linux, copy, &format!("[ ! -e /proc/{pid} ]")).is_ok())
         })?;
+        // Until then it went on.
+        ensure!(sh(linux, copy, "cat /h")? == copy);
         let theirs: u64 = sh(linux, copy, "date +%s")?.parse()?;
         let off = now()?.abs_diff(theirs);
         ensure!(off <= SECONDS, "{copy} is {off} s off");
