@@ -214,7 +214,6 @@ fn stands_still(linux: &Linux) -> anyhow::Result<()> {
     linux
         .rekindle
         .does("restore still --name copy --wake-within 60s")?;
-    grows(linux, "copy", "/w/n")?;
     sh(linux, "copy", "echo written > /after && sync")?;
     Ok(())
 }
