@@ -223,8 +223,10 @@ fn disk(linux: &Linux, snapshot: &str) -> anyhow::Result<std::path::PathBuf> {
         .rekindle
         .tells(&format!("snapshot inspect {snapshot}"))?;
     let id = manifest["id"].as_str().context("an id")?;
-    let drive = &manifest["devices"]["drives"][0];
-    let file = drive["backing"]["file"].as_str().context("a disk")?;
+    let drives = manifest["devices"]["drives"].as_array();
+    let mut written = drives.into_iter().flatten();
+    let file = written.find_map(|drive| drive["backing"]["file"].as_str());
+    let file = file.context("a disk that is written")?;
     Ok(linux.rekindle.state().join("snapshots").join(id).join(file))
 }
 
