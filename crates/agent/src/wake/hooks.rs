@@ -112,25 +112,25 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    fn run(directory: &Path, hooks_ms: u32) -> Vec<Hook> {
-        let sessions = Arc::new(Sessions::new(Place::Apart));
-        let reaps = sessions.clone();
-        thread::spawn(move || reaps.reap());
+    fn run(directory: &Path, sessions: &Arc<Sessions>, hooks_ms: u32) -> Vec<Hook> {
         let mut wake = Wake {
             hooks_ms,
             ..Wake::default()
         };
         wake.vm.name = "web".into();
-        run_in(directory, &sessions, &wake)
+        run_in(directory, sessions, &wake)
     }
 
-    // One test, as there can be one reaper in a process.
+    // One test, as there can be one reaper in a process: two would take each other's programs.
     #[test]
     fn hooks_run_in_order_within_their_time_and_none_stops_another() {
+        let sessions = Arc::new(Sessions::new(Place::Apart));
+        let reaps = sessions.clone();
+        thread::spawn(move || reaps.reap());
         let place = tempfile::tempdir().unwrap();
         let out = place.path().join("out");
         let directory = place.path().join("wake.d");
-        assert_eq!(run(&directory, 60_000), []);
+        assert_eq!(run(&directory, &sessions, 60_000), []);
         fs::create_dir(&directory).unwrap();
         let out = out.display();
         write(
@@ -152,7 +152,7 @@ mod tests {
             0o755,
             &format!("echo hidden >> {out}"),
         );
-        let hooks = run(&directory, 60_000);
+        let hooks = run(&directory, &sessions, 60_000);
         let ends: Vec<_> = hooks
             .iter()
             .map(|h| (&*h.name, &h.end, &*h.stderr))
@@ -171,9 +171,9 @@ mod tests {
             0o755,
             "head -c 1000000 /dev/zero >&2; sleep 1000",
         );
-        let hooks = run(&directory, 200);
+        let hooks = run(&directory, &sessions, 200);
         assert_eq!(hooks[0].end, HookEnd::TimedOut);
         assert!(matches!(hooks[1].end, HookEnd::NotStarted(_)), "{hooks:?}");
-        assert_eq!(run(&directory, 0), []);
+        assert_eq!(run(&directory, &sessions, 0), []);
     }
 }

@@ -1,6 +1,8 @@
 //! Memories that are chains of Diffs, published as a snapshot is.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use rekindle_kit::require::requires_root;
@@ -10,6 +12,7 @@ use rekindle_pager::Ended;
 use rekindle_store::manifest::{
     BootInfo, Devices, FirecrackerInfo, HostInfo, HugePages, Kind, MachineConfig, MemoryLayout,
 };
+use rekindle_store::store::RemoveError;
 use rekindle_store::unit::{ByteSize, PAGE_SIZE, PageCount, PageNumber, PageRange};
 use rekindle_store::{ManifestParts, Root, Snapshot, Store};
 
@@ -150,6 +153,14 @@ fn leased() -> anyhow::Result<()> {
     vm.thread()?.ask(&Order::handshake(&pager.socket()))?;
     vm.kill()?;
     pager.end()??;
-    store.remove(snapshot.id())?;
+    // A program that another story is just starting holds all descriptors of this process, until it runs.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = store.remove(snapshot.id()) {
+        ensure!(
+            matches!(error, RemoveError::InUse { .. }) && Instant::now() < deadline,
+            "{error}"
+        );
+        sleep(Duration::from_millis(1));
+    }
     Ok(())
 }
