@@ -43,11 +43,11 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn rounds() -> u64 {
-    setting("REKINDLE_ROUNDS", 10)
+    setting("REKINDLE_ROUNDS", 3)
 }
 
 fn clones() -> u64 {
-    setting("REKINDLE_CLONES", 4)
+    setting("REKINDLE_CLONES", 2)
 }
 
 /// What a guest's files are.
