@@ -8,7 +8,6 @@ use rekindle_engine::programs::installed_firecracker;
 use rekindle_engine::store::{Root, image};
 
 use super::Context;
-use crate::disks;
 use crate::guest::{BASE_IMAGE, installed_initrd, installed_kernel};
 use crate::output;
 
@@ -60,8 +59,6 @@ fn guest(root: &Root, assets: &Assets) -> Result<()> {
     let image = root.images().join(format!("{BASE_IMAGE}.ext4"));
     assets.base_image(&image)?;
     output::line(format!("base image    {}", image.display()))?;
-    let layer = rekindle_assets::layer(&disks::empty_layers(root), disks::LAYER_MIB)?;
-    output::line(format!("empty layer   {}", layer.display()))?;
     if !image::list(root)?
         .iter()
         .any(|listed| listed.name.as_str() == DEBIAN_IMAGE)
