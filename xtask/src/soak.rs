@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// How many copies in the lab that each write, in one tree; 0 for none
     #[arg(long, value_name = "N", default_value_t = 20)]
     disk_clones: u32,
+    /// How many files a tree has that is copied into a guest in the lab and back; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    copied_files: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -62,6 +65,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     }
     if arguments.disk_clones > 0 {
         failed.extend(tree(workspace, arguments)?);
+    }
+    if arguments.copied_files > 0 {
+        failed.extend(copies(workspace, arguments)?);
     }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
@@ -115,6 +121,18 @@ fn tree(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> 
         filter: "tree of copies",
         settings: &[("REKINDLE_CLONES", clones)],
         seconds: 60 * u64::from(clones),
+    };
+    lab.tell(workspace, arguments)
+}
+
+/// A large tree into a guest and back.
+fn copies(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let files = arguments.copied_files;
+    let lab = InTheLab {
+        what: "copies in the lab",
+        filter: "copies of a tree",
+        settings: &[("REKINDLE_COPIED_FILES", files)],
+        seconds: u64::from(files) / 10,
     };
     lab.tell(workspace, arguments)
 }

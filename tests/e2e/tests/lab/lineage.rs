@@ -65,7 +65,7 @@ fn three_copies(linux: &Linux) -> anyhow::Result<()> {
 
     for copy in 1..=3 {
         linux.rekindle.does(&format!(
-            "restore counting --name copy-{copy} --tap {}",
+            "restore counting --name copy-{copy} --tap {} --address eth0=10.7.{copy}.2/24,10.7.{copy}.1 --must-wake",
             taps.name(copy)
         ))?;
     }
@@ -82,6 +82,15 @@ fn three_copies(linux: &Linux) -> anyhow::Result<()> {
         ensure!(
             mac.split(':').count() == 6,
             "{vm} has no interface: {mac:?}"
+        );
+        let said = linux.asks(&vm, "ip -4 -o addr show eth0; ip route")?;
+        let (address, gateway) = (
+            format!("inet 10.7.{copy}.2/24 "),
+            format!("default via 10.7.{copy}.1 "),
+        );
+        ensure!(
+            said.contains(&address) && said.contains(&gateway),
+            "{vm} is elsewhere: {said:?}"
         );
     }
     let refusal = linux

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod console;
+mod copies;
 mod disks;
 mod exec;
 mod images;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         tree::stories(),
         images::stories(),
         waking::stories(),
+        copies::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

@@ -21,7 +21,8 @@ use crate::output;
 ///   START    Firecracker's process, until its API answers
 ///   LOAD     PUT /snapshot/load
 ///   RESUME   PATCH /vm
-///   CONNECT  from there until the guest's agent has taken the call
+///   WAKE     from there until the agent was reached and has woken the copy up: its clock, random pool, names, hooks
+///   CONNECT  from the call for the program until the agent has taken it
 ///   RUN      until the program has run and its exit status is here
 ///   TOTAL    from the request to restore to that status; what the others leave is checks and files
 ///
@@ -52,7 +53,7 @@ struct Row {
     micros: Spread,
 }
 
-const STEPS: [&str; 6] = ["START", "LOAD", "RESUME", "CONNECT", "RUN", "TOTAL"];
+const STEPS: [&str; 7] = ["START", "LOAD", "RESUME", "WAKE", "CONNECT", "RUN", "TOTAL"];
 
 impl Exec {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
@@ -105,8 +106,14 @@ async fn round(engine: &Engine, snapshot: &Snapshot) -> Result<[f64; STEPS.len()
     ensure!(exit == Exit::Status(0), "true ended with {exit:?}");
     let Record { timings, .. } = vm.record();
     vm.remove().await?;
-    let recorded = [timings.api_us, timings.load_us, timings.start_us];
-    let [start, load, resume] = recorded.map(|us| Duration::from_micros(us.unwrap_or_default()));
-    let steps = [start, load, resume, connecting, running, total];
+    let recorded = [
+        timings.api_us,
+        timings.load_us,
+        timings.start_us,
+        timings.wake_us,
+    ];
+    let [start, load, resume, wake] =
+        recorded.map(|us| Duration::from_micros(us.unwrap_or_default()));
+    let steps = [start, load, resume, wake, connecting, running, total];
     Ok(steps.map(|step| step.as_secs_f64() * 1e6))
 }
