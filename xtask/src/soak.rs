@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// How many files a tree has that is copied into a guest in the lab and back; 0 for none
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     copied_files: u32,
+    /// How many MiB go through a guest's `cat` in the lab, across a snapshot and the monitor's death; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    stream_mib: u32,
     /// The seed of an earlier run, to play it again
     #[arg(long)]
     seed: Option<u64>,
@@ -68,6 +71,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     }
     if arguments.copied_files > 0 {
         failed.extend(copies(workspace, arguments)?);
+    }
+    if arguments.stream_mib > 0 {
+        failed.extend(stream(workspace, arguments)?);
     }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
@@ -133,6 +139,18 @@ fn copies(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>
         filter: "copies of a tree",
         settings: &[("REKINDLE_COPIED_FILES", files)],
         seconds: u64::from(files) / 10,
+    };
+    lab.tell(workspace, arguments)
+}
+
+/// Bytes through a program in a guest, and back.
+fn stream(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let mib = arguments.stream_mib;
+    let lab = InTheLab {
+        what: "a stream through a guest",
+        filter: "stream through a guest",
+        settings: &[("REKINDLE_STREAM_MIB", mib)],
+        seconds: 10 * u64::from(mib),
     };
     lab.tell(workspace, arguments)
 }

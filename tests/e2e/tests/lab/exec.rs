@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{Role, SOON, until, wait_for};
-use rekindle_kit::dice::Dice;
+use rekindle_kit::dice::{Dice, setting};
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -15,9 +15,10 @@ use crate::console::Linux;
 use crate::pty::Pty;
 use crate::story;
 
-/// How many MiB go through a guest's `cat`. The lab is slow; a soak sends more.
-const STREAM_MIB: &str = "REKINDLE_STREAM_MIB";
-const FEW_MIB: usize = 3;
+/// How many MiB go through a guest's `cat`; the soak's are 100.
+fn stream_mib() -> u64 {
+    setting("REKINDLE_STREAM_MIB", 3)
+}
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
@@ -29,7 +30,8 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "a stream through a guest survives a snapshot and the monitor's death, byte for byte",
             stream,
-        ),
+        )
+        .within(Duration::from_secs(300 + 10 * stream_mib())),
         story(
             "a program is killed after its exec is, unless it was left to itself",
             fate,
@@ -135,8 +137,7 @@ fn random(bytes: usize) -> Vec<u8> {
 }
 
 fn stream(linux: &Linux) -> anyhow::Result<()> {
-    let mib = std::env::var(STREAM_MIB).map_or(Ok(FEW_MIB), |mib| mib.parse())?;
-    let sent = random(mib << 20);
+    let sent = random(usize::try_from(stream_mib())? << 20);
     linux.boots("web", "")?;
     let mut cat = exec(linux, &["-i", "web"], &["cat"]);
     let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
