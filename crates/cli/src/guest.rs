@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rekindle_assets::{AGENT_ALONE, BOOT_ARGS};
 use rekindle_engine::store::Root;
+use rekindle_engine::store::image::{self, Config};
 
 /// The name of the image that `rekindle setup` builds.
 pub(crate) const BASE_IMAGE: &str = "base";
@@ -21,6 +22,8 @@ pub(crate) struct Guest {
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) image: Option<PathBuf>,
+    /// What the image says of what to run in it; nothing where that cannot be done.
+    pub(crate) config: Config,
     /// The initrd is ours: it brings the agent.
     ours: bool,
 }
@@ -33,12 +36,13 @@ impl Guest {
         initrd: Option<&Path>,
         image: Option<&str>,
     ) -> Result<Guest> {
-        let image = image.map(|image| find_image(root, image)).transpose()?;
+        let found = image.map(|image| find_image(root, image)).transpose()?;
         if let Some(kernel) = kernel {
             return Ok(Guest {
                 kernel: std::path::absolute(kernel)?,
                 initrd: initrd.map(std::path::absolute).transpose()?,
-                image,
+                image: found.map(|(image, _)| image),
+                config: Config::default(),
                 ours: false,
             });
         }
@@ -47,8 +51,8 @@ impl Guest {
             bail!("no guest kernel: give one with --kernel, or run: rekindle setup");
         }
         let ours = initrd.is_none();
-        let image = match image {
-            Some(image) => image,
+        let (image, config) = match found {
+            Some(found) => found,
             None => find_image(root, BASE_IMAGE)?,
         };
         check_ext4(&image)?;
@@ -59,6 +63,7 @@ impl Guest {
                 None => installed_initrd(root),
             }),
             image: Some(image),
+            config: if ours { config } else { Config::default() },
             ours,
         })
     }
@@ -103,21 +108,24 @@ pub(crate) fn installed_initrd(root: &Root) -> PathBuf {
     root.assets().join("bin").join("initrd")
 }
 
-fn find_image(root: &Root, image: &str) -> Result<PathBuf> {
+/// Where an image is, and what it says; one that is given by its path says nothing.
+fn find_image(root: &Root, image: &str) -> Result<(PathBuf, Config)> {
     if image.contains('/') {
         // Links are followed here, once: further down a link in place of a disk is refused.
-        return std::fs::canonicalize(image)
-            .with_context(|| format!("the image {image} cannot be used"));
+        let path = std::fs::canonicalize(image)
+            .with_context(|| format!("the image {image} cannot be used"))?;
+        return Ok((path, Config::default()));
     }
     let name = image
         .parse()
         .with_context(|| format!("the image {image:?}"))?;
-    let found = rekindle_engine::store::image::named(root, &name).with_context(|| {
+    let found = image::named(root, &name).with_context(|| {
         format!(
             "no root image; `rekindle setup` builds {BASE_IMAGE}, `rekindle image build` others"
         )
     })?;
-    Ok(found.image.path)
+    let config = found.record.map(|record| record.config);
+    Ok((found.image.path, config.unwrap_or_default()))
 }
 
 /// Says of what our initrd cannot mount that it cannot.

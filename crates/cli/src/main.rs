@@ -8,6 +8,7 @@ mod guest;
 mod monitor;
 mod output;
 mod page_server;
+mod program;
 mod serial;
 mod terminal;
 

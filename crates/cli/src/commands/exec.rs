@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use rekindle_engine::agent::{self, Agent};
+use rekindle_engine::agent::Agent;
 use rekindle_engine::store::VmName;
 
 use super::{Context, block_on};
 use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::monitor::truth::{Truth, look};
+use crate::program::Environment;
 
 /// Runs a program in a guest, with the streams of this one
 ///
@@ -36,40 +37,15 @@ pub(crate) struct Exec {
     command: Vec<String>,
 }
 
-/// A program's environment.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Environment {
-    /// Set a variable of its environment, which has PATH and HOME otherwise
-    #[arg(long, short, value_name = "K[=V]", value_parser = parse_variable)]
-    env: Vec<(String, String)>,
-}
-
-impl Environment {
-    pub(crate) fn of(self, program: agent::Exec) -> agent::Exec {
-        let set = |program: agent::Exec, (name, value)| program.env(name, value);
-        self.env.into_iter().fold(program, set)
-    }
-}
-
-/// `NAME=VALUE`, or the name of a variable of this program, whose value need not be among its arguments then.
-pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        None if !text.is_empty() => match std::env::var(text) {
-            Ok(value) => Ok((text.to_owned(), value)),
-            Err(_) => Err(format!("{text:?} is neither like NAME=VALUE nor set here")),
-        },
-        _ => Err(format!("{text:?} is not like NAME=VALUE")),
-    }
-}
-
 impl Exec {
     pub(crate) fn run(self, context: &Context) -> Result<ExitCode> {
         let (engine, dir) = context.vm(&self.vm)?;
         if let Truth::Starting = look(&engine, &self.vm, &dir)? {
             bail!("{} is still being started", self.vm);
         }
-        let mut exec = self.environment.of(Agent::of(&dir).exec(self.command));
+        let mut exec = self
+            .environment
+            .given_to(Agent::of(&dir).exec(self.command));
         if let Some(user) = self.user {
             exec = exec.user(user);
         }

@@ -63,7 +63,7 @@ pub(crate) struct Cli {
 enum Verb {
     Doctor(doctor::Doctor),
     Setup(setup::Setup),
-    Run(run::Run),
+    Run(Box<run::Run>),
     Exec(exec::Exec),
     Cp(cp::Cp),
     Ps(ps::Ps),

@@ -13,11 +13,11 @@ use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check};
 use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 
-use super::exec::parse_variable;
 use super::{Context, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
 use crate::output;
+use crate::program::parse_variable;
 
 /// Starts copies of a snapshot; each runs at once, its memory comes in as the guest touches it
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rekindle_engine::Engine;
-use rekindle_engine::agent::{self, Agent, AgentError, Exit};
+use rekindle_engine::agent::{AgentError, Exit};
 use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::boot::check;
 use rekindle_engine::vm::config::{BootConfig, Drive, Limits, Nic};
@@ -16,10 +16,10 @@ use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::state::State;
 use rekindle_firecracker::tail;
+use rekindle_image::Program;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::exec::Environment;
 use super::{Context, block_on, fresh_name, parse_duration, rm};
 use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::disks::{self, DiskArgument};
@@ -27,6 +27,7 @@ use crate::guest::{First, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
 use crate::output;
+use crate::program::{Wanted, exec_in};
 use crate::serial::follow;
 
 /// How long a guest may take to go down after its program has ended.
@@ -38,10 +39,10 @@ const CONSOLE_BYTES: u64 = 4 << 10;
 
 /// Boots a microVM, and runs a program in it or shows its serial console until it ends
 ///
-/// Without --kernel it boots the kernel and the base image that `rekindle setup` made. With CMD nothing else runs in it,
-/// and it ends with CMD, whose exit status is the exit status; 125 is a failure of rekindle's own. Without CMD the image's
-/// init runs, a shell on the console in the base image: `rekindle console` types into it. A VM without --name and without
-/// --detach is removed when it has ended.
+/// Without --kernel it boots the kernel and the base image that `rekindle setup` made. With CMD, or an image that says what
+/// to run in it, nothing else runs in it, and it ends with that program, whose exit status is the exit status; 125 is a
+/// failure of rekindle's own. Otherwise the image's init runs, a shell on the console in the base image: `rekindle console`
+/// types into it. A VM without --name and without --detach is removed when it has ended.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Run {
     /// The VM's name; it is kept when it has ended
@@ -106,10 +107,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     streams: Streams,
     #[command(flatten)]
-    environment: Environment,
-    /// The program to run in the guest, and its arguments
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<String>,
+    wanted: Wanted,
 }
 
 impl Run {
@@ -119,12 +117,19 @@ impl Run {
             Some(name) => name.clone(),
             None => fresh_name("vm").parse()?,
         };
-        let config = self.config(&engine, name.clone())?;
+        let guest = Guest::choose(
+            engine.root(),
+            self.kernel.as_deref(),
+            self.initrd.as_deref(),
+            self.image.as_deref(),
+        )?;
+        let program = self.wanted.with(&guest.config);
+        let config = self.config(engine.root(), name.clone(), &guest, program.is_some())?;
         check(&config)?;
         let job = Job::new(engine.programs().firecracker.clone(), Task::Boot(config));
         if self.detach {
             let record = start::start(&engine, &name, &job)?;
-            self.leave_running(&engine, &name)?;
+            leave_running(&engine, &name, program)?;
             match self.json {
                 true => output::json(&record)?,
                 false => output::line(name.as_str())?,
@@ -136,7 +141,7 @@ impl Run {
             let mut asked = AskedToEnd::listen()?;
             let starting = start::begin(&engine, &name, &job)?;
             Ok(tokio::select! {
-                ended = self.attend(&engine, &name, starting) => ended,
+                ended = self.attend(&engine, &name, starting, program) => ended,
                 () = asked.asked() => Ok(Ended::Interrupted),
             })
         })?;
@@ -154,36 +159,21 @@ impl Run {
         }
     }
 
-    /// The program in the guest, if there is to be one. The guest ends with it.
-    fn program(&self, dir: &VmDir) -> Option<agent::Exec> {
-        if self.command.is_empty() {
-            return None;
-        }
-        let program = Agent::of(dir).exec(self.command.clone());
-        Some(self.environment.clone().of(program).ends_guest())
-    }
-
-    /// Starts the program, and leaves it to itself. Without it there is to be no VM.
-    fn leave_running(&self, engine: &Engine, name: &VmName) -> Result<()> {
-        let dir = VmDir::open(engine.root(), name)?;
-        let Some(program) = self.program(&dir) else {
-            return Ok(());
-        };
-        let started = block_on(leave_alone(program));
-        if started.is_err() {
-            rm::remove(engine, name, &dir, true)?;
-        }
-        started
-    }
-
     /// Waits until the VM is up, then stays with the program or the console until the end.
-    async fn attend(&self, engine: &Engine, name: &VmName, starting: Starting) -> Result<Ended> {
+    async fn attend(
+        &self,
+        engine: &Engine,
+        name: &VmName,
+        starting: Starting,
+        program: Option<Program>,
+    ) -> Result<Ended> {
         up(starting).await?;
         let dir = VmDir::open(engine.root(), name)?;
-        let Some(program) = self.program(&dir) else {
+        let Some(program) = program else {
             return show(engine, name, &dir).await;
         };
-        let exit = match self.streams.run(program, Passing::Nothing).await {
+        let exec = exec_in(&dir, program).ends_guest();
+        let exit = match self.streams.run(exec, Passing::Nothing).await {
             Ok(exit) => exit,
             Err(e) => return Err(with_console(e, &dir)),
         };
@@ -200,17 +190,17 @@ impl Run {
         Ok(Ended::Program(exit))
     }
 
-    fn config(&self, engine: &Engine, name: VmName) -> Result<BootConfig> {
-        let guest = Guest::choose(
-            engine.root(),
-            self.kernel.as_deref(),
-            self.initrd.as_deref(),
-            self.image.as_deref(),
-        )?;
+    fn config(
+        &self,
+        root: &Root,
+        name: VmName,
+        guest: &Guest,
+        has_program: bool,
+    ) -> Result<BootConfig> {
         let mut config = BootConfig::new(name, guest.kernel.clone())
             .vcpus(self.vcpus)
             .memory_mib(self.mem);
-        if !self.command.is_empty() && !guest.is_ours() {
+        if has_program && !guest.is_ours() {
             bail!(
                 "-- CMD needs the initrd that `rekindle setup` made: leave out --kernel and --initrd"
             );
@@ -218,12 +208,12 @@ impl Run {
         if let Some(initrd) = &guest.initrd {
             config = config.initrd(initrd);
         }
-        let first = match self.command.is_empty() {
-            true => First::OfTheImage,
-            false => First::Agent,
+        let first = match has_program {
+            true => First::Agent,
+            false => First::OfTheImage,
         };
         let mut args = guest.boot_args(self.boot_args.as_deref(), first);
-        for drive in self.drives(engine.root(), &guest, &mut args)? {
+        for drive in self.drives(root, guest, &mut args)? {
             config = config.drive(drive);
         }
         if let Some(args) = args {
@@ -325,6 +315,19 @@ impl AskedToEnd {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Starts the program, and leaves it to itself. Without it there is to be no VM.
+fn leave_running(engine: &Engine, name: &VmName, program: Option<Program>) -> Result<()> {
+    let Some(program) = program else {
+        return Ok(());
+    };
+    let dir = VmDir::open(engine.root(), name)?;
+    let started = block_on(leave_alone(exec_in(&dir, program).ends_guest()));
+    if started.is_err() {
+        rm::remove(engine, name, &dir, true)?;
+    }
+    started
 }
 
 /// Waits until the VM is up.

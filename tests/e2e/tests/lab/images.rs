@@ -88,7 +88,10 @@ fn oci_layout(linux: &Linux) -> anyhow::Result<PathBuf> {
     ])?;
     let config = json!({
         "architecture": "amd64", "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "Env": ["GREETING=hello"], "WorkingDir": "/srv"},
+        "config": {
+            "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $GREETING $PWD; busybox id -u; exit 5"],
+            "Env": ["GREETING=hello"], "WorkingDir": "/srv", "User": "web",
+        },
         "rootfs": {"type": "layers", "diff_ids": [
             format!("sha256:{}", sha256(&below)), format!("sha256:{}", sha256(&above)),
         ]},
@@ -132,6 +135,17 @@ fn build(linux: &Linux, name: &str, from: &Path) -> anyhow::Result<Value> {
     linux.rekindle.tells(&line)
 }
 
+/// Runs a guest from the image `web` until it ends with this status: what it wrote.
+fn runs(linux: &Linux, words: &[&str], status: i32) -> anyhow::Result<String> {
+    let run = ["run", "--image", "web", "--mem", "192"];
+    let said = linux
+        .rekindle
+        .command_of(run.iter().chain(words).copied())
+        .output()?;
+    ensure!(said.status.code() == Some(status), "{said:?}");
+    Ok(String::from_utf8_lossy(&said.stdout).replace('\r', ""))
+}
+
 fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
     let layout = oci_layout(linux)?;
     let one = build(linux, "web", &layout)?;
@@ -145,16 +159,19 @@ fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
         "{one}"
     );
     // Its kernel reads and writes what our own code laid out.
-    let line = "busybox ls -n /srv; busybox cat /srv/new /srv/mine; \
+    let line = "busybox ls -n /srv; busybox cat /srv/new /srv/mine; busybox id -u; \
                 busybox dd if=/dev/urandom of=/written bs=1M count=8 2>/dev/null && busybox wc -c </written; exit 4";
-    let mut words = vec![
-        "run", "--image", "web", "--mem", "192", "--", "/bin/sh", "-c",
+    let root = [
+        "--user",
+        "root",
+        "--entrypoint",
+        "/bin/sh",
+        "--",
+        "-c",
+        line,
     ];
-    words.push(line);
-    let said = linux.rekindle.command_of(words).output()?;
-    let output = String::from_utf8_lossy(&said.stdout).replace('\r', "");
-    ensure!(said.status.code() == Some(4), "{said:?}");
-    ensure!(output.ends_with("new\nmine\n8388608\n"), "{output:?}");
+    let output = runs(linux, &root, 4)?;
+    ensure!(output.ends_with("new\nmine\n0\n8388608\n"), "{output:?}");
     ensure!(!output.contains("old"), "{output:?}");
     let mine = output
         .lines()
@@ -165,6 +182,12 @@ fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
         words[0] == "-rw-------" && words[2..4] == ["1000", "1000"],
         "{mine}"
     );
+    // What the image says, and other arguments for what it says.
+    let output = runs(linux, &[], 5)?;
+    ensure!(output.ends_with("hello /srv\n1000\n"), "{output:?}");
+    let others = ["-e", "GREETING=bye", "-w", "/", "--", "echo $GREETING $PWD"];
+    let output = runs(linux, &others, 0)?;
+    ensure!(output.ends_with("bye /\n"), "{output:?}");
     linux.rekindle.does("image rm web again")?;
     fs::remove_dir_all(layout)?;
     Ok(())
