@@ -5,7 +5,7 @@
 //! tar:FILE ──────────────┤                                  images/<digest>.ext4
 //! oci-layout:DIR ────────┼─ Layers ─> Tree, Spool ─ ext4 ─>   ▲
 //! docker-archive:FILE ───┤                                  images/<name>.json: digest, config
-//! docker:// ─ pull ─ layout                                   └ Program: what to run
+//! docker:// ─ Pull ─ layout                                   └ Program: what to run
 //! ```
 //!
 //! Everything is read by this program itself: no archive is unpacked into the host's file system, nothing is mounted,
@@ -33,6 +33,10 @@ pub use directory::{DirectoryError, Owner};
 pub use ext4::Ext4Error;
 pub use limits::Limits;
 pub use oci::OciError;
+pub use oci::registry::{
+    Credentials, CredentialsError, InvalidReference, Progress, Pull, Reference, RegistryError,
+    Unauthorised,
+};
 pub use program::{NothingToRun, Program, Wishes};
 pub use rekindle_store as store;
 pub use sha256::{InvalidSha256, Sha256};

@@ -11,6 +11,7 @@
 mod blobs;
 mod docker;
 mod document;
+pub(crate) mod registry;
 
 pub(crate) use docker::is_docker_archive;
 
@@ -230,6 +231,23 @@ fn layout(blobs: Blobs, tag: Option<&str>) -> Result<Image, OciError> {
 fn image(blobs: Blobs, descriptor: Descriptor) -> Result<Image, OciError> {
     let manifest: Manifest = blobs.verified(&descriptor, "the manifest")?;
     let config: Config = blobs.verified(&manifest.config, "the config")?;
+    check(&manifest, &config)?;
+    let layers = manifest.layers.into_iter().zip(&config.rootfs.diff_ids);
+    let layers = layers.map(|(descriptor, unpacked)| Layer {
+        name: descriptor.blob(),
+        packed: Some(descriptor),
+        unpacked: unpacked.clone(),
+    });
+    Ok(Image {
+        layers: layers.collect(),
+        blobs,
+        digest: descriptor.digest,
+        config,
+    })
+}
+
+/// Whether the two agree, and this machine can use what they speak of.
+fn check(manifest: &Manifest, config: &Config) -> Result<(), OciError> {
     config.check_platform()?;
     let diff_ids = &config.rootfs.diff_ids;
     if manifest.layers.len() > MAX_LAYERS {
@@ -249,18 +267,7 @@ fn image(blobs: Blobs, descriptor: Descriptor) -> Result<Image, OciError> {
             });
         }
     }
-    let layers = manifest.layers.into_iter().zip(diff_ids);
-    let layers = layers.map(|(descriptor, unpacked)| Layer {
-        name: descriptor.blob(),
-        packed: Some(descriptor),
-        unpacked: unpacked.clone(),
-    });
-    Ok(Image {
-        layers: layers.collect(),
-        blobs,
-        digest: descriptor.digest,
-        config,
-    })
+    Ok(())
 }
 
 impl Image {

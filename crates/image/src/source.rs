@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::oci::registry::{InvalidReference, Reference};
+
 /// What an image is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,11 +37,8 @@ pub enum Source {
         /// Which of its images.
         tag: Option<String>,
     },
-    /// `docker://REGISTRY/NAME[:TAG]`
-    Registry {
-        /// Without `docker://`.
-        reference: String,
-    },
+    /// `docker://HOST[:PORT]/NAME[:TAG|@DIGEST]`
+    Registry(Reference),
 }
 
 /// Why a text is no source.
@@ -58,12 +57,15 @@ pub enum SourceError {
     /// It has a prefix that nobody knows, or none and is no path.
     #[error(
         "{0:?} is no source: write debian:SUITE, dir:PATH, tar:FILE, oci-layout:DIR[:TAG], \
-         docker-archive:FILE[:TAG] or docker://REGISTRY/NAME:TAG"
+         docker-archive:FILE[:TAG] or docker://HOST/NAME[:TAG]"
     )]
     Unknown(String),
     /// A suite's name goes into the command line of a program.
     #[error("{0:?} is no name of a Debian suite: those are made of a-z, 0-9 and '-'")]
     Suite(String),
+    /// It is no image of a registry.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
 }
 
 impl FromStr for Source {
@@ -71,9 +73,7 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, SourceError> {
         if let Some(reference) = text.strip_prefix("docker://") {
-            return Ok(Self::Registry {
-                reference: reference.to_owned(),
-            });
+            return Ok(Self::Registry(reference.parse()?));
         }
         match text.split_once(':') {
             Some(("debian", suite)) => {
@@ -155,7 +155,7 @@ impl fmt::Display for Source {
             Self::Tar(path) => write!(f, "tar:{}", path.display()),
             Self::OciLayout { directory, tag } => tagged(f, "oci-layout", directory, tag),
             Self::DockerArchive { file, tag } => tagged(f, "docker-archive", file, tag),
-            Self::Registry { reference } => write!(f, "docker://{reference}"),
+            Self::Registry(reference) => write!(f, "docker://{reference}"),
         }
     }
 }
@@ -182,6 +182,7 @@ mod tests {
             "debian:a b",
             "debian:../x",
             "ftp:x",
+            "docker://web",
             "/no/such/path",
         ] {
             assert!(bad.parse::<Source>().is_err(), "{bad}");

@@ -1,12 +1,14 @@
 //! `rekindle image`: build, ls, rm.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use rekindle_assets::Assets;
 use rekindle_engine::images::users;
+use rekindle_engine::store::Store;
 use rekindle_engine::store::image::{self, Config, ImageName, Named};
-use rekindle_image::{Build, Input, Limits, Owner, Source};
+use rekindle_image::{Build, Credentials, Input, Limits, Owner, Pull, Reference, Source};
 use serde::Serialize;
 
 use super::{Context, setup};
@@ -15,7 +17,7 @@ use crate::output;
 /// Builds, lists and removes root images
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// Builds an image, from Debian's packages, a directory, an archive or an OCI image
+    /// Builds an image, from Debian's packages, a directory, an archive, an OCI image or a registry
     Build(BuildVerb),
     /// Lists the images
     Ls(Ls),
@@ -32,7 +34,7 @@ pub(crate) struct BuildVerb {
         long,
         value_name = "SOURCE",
         help = "What from: debian:SUITE, dir:PATH, tar:FILE, oci-layout:DIR[:TAG], \
-                docker-archive:FILE[:TAG], or a path"
+                docker-archive:FILE[:TAG], docker://HOST/NAME[:TAG], or a path"
     )]
     from: Source,
     /// Give all files of a directory to this user and group
@@ -86,13 +88,18 @@ impl BuildVerb {
             "--owner is for dir:PATH; archives say themselves who owns what"
         );
         let root = context.root()?;
-        // What is fetched on the way; gone at the end, whatever that is.
-        let scratch =
-            tempfile::tempdir_in(root.tmp()).context("cannot make a scratch directory")?;
+        // What is fetched on the way: never published, so gone at the end, or collected as any dead draft is.
+        let scratch = Store::open(root.clone())
+            .begin(None)
+            .context("cannot make a scratch directory")?;
+        let limits = Limits {
+            bytes: mebibytes(self.max_size)?,
+            ..Limits::default()
+        };
         let mut config = Config::default();
         let input = match &self.from {
             Source::Debian { suite } => {
-                let archive = scratch.path().join("suite.tar");
+                let archive = scratch.dir().join("suite.tar");
                 let assets = Assets::new(&root.assets(), setup::tell)?;
                 assets.debian_suite(suite, &archive)?;
                 config.cmd = vec!["/bin/bash".to_owned()];
@@ -108,14 +115,22 @@ impl BuildVerb {
                 file: file.clone(),
                 tag: tag.clone(),
             },
-            other => anyhow::bail!("images cannot be made from {other} yet"),
+            Source::Registry(reference) => {
+                let directory = scratch.dir().join("layout");
+                pull(reference, limits, &directory)?;
+                Input::OciLayout {
+                    directory,
+                    tag: None,
+                }
+            }
+            other => anyhow::bail!("images cannot be made from {other}"),
         };
         let mut build = Build::new(self.name.clone(), input, self.from.to_string());
         build.config = config;
         build.owner = self
             .owner
             .map_or(Owner::Kept, |(uid, gid)| Owner::Ids(uid, gid));
-        build.limits.bytes = mebibytes(self.max_size)?;
+        build.limits = limits;
         build.min_size = mebibytes(self.size)?;
         let waiting = output::waiting(format!("building {}", self.name));
         let built = build
@@ -127,6 +142,26 @@ impl BuildVerb {
         }
         output::line(format!("{}  {}", built.name, built.image.path.display()))
     }
+}
+
+/// Has the image of a registry in this directory then, as an OCI image layout.
+fn pull(reference: &Reference, limits: Limits, layout: &Path) -> Result<()> {
+    let pull = Pull {
+        reference: reference.clone(),
+        credentials: Credentials::find(reference.host())?,
+        limits,
+    };
+    let waiting = output::waiting(format!("pulling {reference}"));
+    let mut told = 0;
+    let pulled = pull.run(layout, &mut |progress| {
+        let percent = progress.done.saturating_mul(100) / progress.total.max(1);
+        if percent != told {
+            told = percent;
+            let total = output::size(progress.total);
+            waiting.says(format!("pulling {reference}: {percent}% of {total}"));
+        }
+    });
+    pulled.with_context(|| format!("cannot pull docker://{reference}"))
 }
 
 fn mebibytes(mib: u64) -> Result<u64> {
