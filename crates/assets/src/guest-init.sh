@@ -12,6 +12,8 @@
 #                         D ────────────┴─ overlayfs ─> /      (both also are in /run/rekindle)
 #   init=PATH             the image's init, else /sbin/init
 #   rekindle.init=agent   the agent alone, also where the image has an init
+#   ip=ADDRESS::GATEWAY:NETMASK::DEVICE:off:DNS:DNS   IPv4, in the kernel's own words
+#   rekindle.ip6=DEVICE,ADDRESS/LENGTH,GATEWAY        IPv6
 #
 # With reboot=k, going down ends Firecracker with status 0.
 
@@ -72,6 +74,30 @@ show_parts() {
     done
 }
 
+# The address is there at once: nobody else can have it.
+configure_v4() {
+    IFS=:
+    set -- $1
+    unset IFS
+    # address server gateway netmask host device auto dns dns
+    ifconfig "$6" "$1" netmask "$4" up
+    [ -z "$3" ] || ip route add default via "$3" dev "$6"
+    for server in "$8" "$9"; do
+        [ -z "$server" ] || resolvers="${resolvers}nameserver $server
+"
+    done
+}
+
+configure_v6() {
+    IFS=,
+    set -- $1
+    unset IFS
+    echo 0 >"/proc/sys/net/ipv6/conf/$1/accept_dad"
+    ip link set "$1" up
+    ip -6 addr add "$2" dev "$1"
+    [ -z "$3" ] || ip -6 route add default via "$3" dev "$1"
+}
+
 mkdir -p /proc /sys /dev /root /run /tmp
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
@@ -87,7 +113,7 @@ done
 modprobe -a $(cat /etc/modules)
 ip link set lo up
 
-root= layer= mode=ro first=image init=/sbin/init
+resolvers= root= layer= mode=ro first=image init=/sbin/init
 for word in $(cat /proc/cmdline); do
     case $word in
     root=*) root=${word#root=} ;;
@@ -95,6 +121,8 @@ for word in $(cat /proc/cmdline); do
     ro | rw) mode=$word ;;
     rekindle.init=*) first=${word#rekindle.init=} ;;
     init=*) init=${word#init=} ;;
+    ip=*:*) configure_v4 "${word#ip=}" ;;
+    rekindle.ip6=*) configure_v6 "${word#rekindle.ip6=}" ;;
     esac
 done
 
@@ -110,6 +138,10 @@ if [ -n "$root" ]; then
             mount --rbind /$directory /root/$directory
         fi
     done
+    if [ -n "$resolvers" ] && { [ -n "$layer" ] || [ "$mode" = rw ]; } && [ ! -s /root/etc/resolv.conf ]; then
+        mkdir -p /root/etc
+        printf %s "$resolvers" >/root/etc/resolv.conf
+    fi
     if [ -z "$layer" ] && [ "$mode" = ro ]; then
         [ ! -d /root/tmp ] || mount -t tmpfs -o nosuid,nodev tmpfs /root/tmp
     fi

@@ -6,6 +6,7 @@ mod commands;
 mod disks;
 mod guest;
 mod monitor;
+mod network;
 mod output;
 mod page_server;
 mod program;

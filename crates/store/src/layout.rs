@@ -5,11 +5,13 @@
 //!   snapshots/<id>/    whole snapshots                      names/<name>  ──► ../snapshots/<id>
 //!   tmp/<id>/          snapshots being made, or dying       vms/<name>/   a VM's sockets, logs, record
 //!   images/            base images                          assets/       what was fetched or built
+//!   installation ──►   its id, in the names of what the host has only once, such as network links
 //! ```
 //!
 //! All of it is one file system: a snapshot is published by a rename from `tmp` to `snapshots`.
 
 use crate::file::{At, FileError};
+use crate::installation::{self, InstallationId};
 use serde::{Deserialize, Serialize};
 use std::env;
 use std::ffi::OsString;
@@ -25,6 +27,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     path: PathBuf,
+    installation: InstallationId,
 }
 
 /// Why there is no state directory.
@@ -49,7 +52,8 @@ impl Root {
         let path = path.as_ref();
         make_dir(path, Parents::Make)?;
         let path = std::fs::canonicalize(path).at("resolve", path)?;
-        let root = Self { path };
+        let installation = installation::ensure(&path)?;
+        let root = Self { path, installation };
         for part in [
             root.snapshots(),
             root.names(),
@@ -81,6 +85,11 @@ impl Root {
     /// The directory itself, absolute and without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What tells it from other state directories on this host.
+    pub fn installation(&self) -> &InstallationId {
+        &self.installation
     }
 
     /// Whole snapshots, a directory each.

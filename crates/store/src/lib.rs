@@ -20,6 +20,7 @@ pub mod disk;
 pub mod file;
 pub mod flatten;
 pub mod image;
+mod installation;
 pub mod layout;
 pub mod manifest;
 pub mod names;
@@ -33,6 +34,7 @@ pub mod unit;
 pub mod verify;
 pub mod working_set;
 
+pub use installation::InstallationId;
 pub use layout::{Root, SnapshotId, SnapshotName, VmName};
 pub use manifest::{Manifest, ManifestParts};
 pub use publish::Draft;

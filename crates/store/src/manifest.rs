@@ -160,6 +160,21 @@ pub struct Devices<D = Drive> {
     pub vsock: Option<Vsock>,
     /// Whether there is a balloon.
     pub balloon: bool,
+    /// What the guest could reach, if the interfaces were on a network of the VM's own. Absent if they were on TAP devices
+    /// of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
+}
+
+/// What a guest could reach from a network of its own. A copy can reach the same, unless told otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Egress {
+    /// Whether it could open connections.
+    pub outbound: bool,
+    /// If there are any, it could reach only these.
+    pub allow: Vec<Text>,
+    /// It could not reach these.
+    pub deny: Vec<Text>,
 }
 
 impl<D> Default for Devices<D> {
@@ -169,6 +184,7 @@ impl<D> Default for Devices<D> {
             interfaces: Vec::new(),
             vsock: None,
             balloon: false,
+            egress: None,
         }
     }
 }

@@ -330,6 +330,7 @@ impl Draft {
             interfaces,
             vsock,
             balloon,
+            egress,
             ..
         } = parts.devices;
         Ok(Manifest {
@@ -347,6 +348,7 @@ impl Draft {
                 interfaces,
                 vsock,
                 balloon,
+                egress,
             },
             memory: parts.memory,
             files: Files {

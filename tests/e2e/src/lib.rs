@@ -11,12 +11,14 @@
 #![forbid(unsafe_code)]
 
 mod listener;
+mod network;
 mod program;
 mod rekindle;
 mod said;
 mod taps;
 
 pub use listener::{Listener, is_drained, sequence};
+pub use network::{HOST, INTERNET, METADATA, Networks};
 pub use rekindle::{Rekindle, Role, finish, wait_for};
 pub use said::Said;
 pub use taps::Taps;

@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::nft;
 use crate::processes::{self, Process};
 
 /// Where in the root stays what was fetched and built.
@@ -36,6 +37,8 @@ pub enum Thing {
     Socket(PathBuf),
     /// A network interface whose name has the prefix.
     Link(String),
+    /// A network interface or a table of the packet filter whose name has the root's own prefix.
+    Network(String),
     /// A named network namespace whose name has the prefix.
     Namespace(String),
     /// A cgroup whose name has the prefix.
@@ -50,6 +53,7 @@ impl fmt::Display for Thing {
             Thing::Mount(path) => write!(f, "mount {}", path.display()),
             Thing::Socket(path) => write!(f, "socket {}", path.display()),
             Thing::Link(name) => write!(f, "network interface {name}"),
+            Thing::Network(what) => write!(f, "network {what}"),
             Thing::Namespace(name) => write!(f, "network namespace {name}"),
             Thing::Cgroup(path) => write!(f, "cgroup {}", path.display()),
         }
@@ -96,6 +100,7 @@ impl Belongings {
         mounts(root, &fs::read("/proc/self/mountinfo")?, &mut things);
         sockets(root, &fs::read("/proc/net/unix")?, &mut things);
         things.extend(names("/sys/class/net", prefix)?.map(Thing::Link));
+        things.extend(networks_of(root)?.into_iter().map(Thing::Network));
         things.extend(names("/run/netns", prefix)?.map(Thing::Namespace));
         cgroups(Path::new("/sys/fs/cgroup"), prefix, &mut things)?;
         Ok(Belongings {
@@ -146,6 +151,37 @@ impl Belongings {
         let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
         assert!(changes.is_empty(), "leaked:\n{}", changes.join("\n"));
     }
+}
+
+/// The network interfaces and the packet filter's tables that a root has on the host, as the calling thread sees it: their
+/// names begin with `rk` and what the link `installation` in the root says.
+///
+/// # Errors
+/// When the host's tables cannot be read.
+pub fn networks_of(root: &Path) -> io::Result<Vec<String>> {
+    let Some(installation) = present(fs::read_link(root.join("installation")))? else {
+        return Ok(Vec::new());
+    };
+    let prefix = format!("rk{}", installation.display());
+    let mut found = Vec::new();
+    // Two lines of headings, and then a line each, which begins with the name and a colon.
+    for line in fs::read_to_string("/proc/thread-self/net/dev")?
+        .lines()
+        .skip(2)
+    {
+        let name = line.split(':').next().unwrap_or_default().trim();
+        if name.starts_with(&prefix) {
+            found.push(format!("link {name}"));
+        }
+    }
+    let tables = nft::tables()?.into_iter();
+    found.extend(
+        tables
+            .filter(|name| name.starts_with(&prefix))
+            .map(|name| format!("table {name}")),
+    );
+    found.sort();
+    Ok(found)
 }
 
 /// Files that vanish while they are looked at are not there.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use rekindle_engine::host::{self, Kvm};
+use rekindle_engine::net::{self, NetError};
 use rekindle_engine::programs::Programs;
 use serde::Serialize;
 
@@ -45,6 +46,7 @@ impl Doctor {
         let findings = [
             kvm(&Kvm::of_this_host()),
             userfaultfd(),
+            networks(),
             firecracker(context)?,
             guest(context)?,
             state_directory(context),
@@ -145,6 +147,32 @@ fn userfaultfd() -> Finding {
                 "chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd, or run as root"
                     .to_owned(),
             ),
+        },
+    }
+}
+
+fn networks() -> Finding {
+    match net::probe() {
+        Ok(()) => Finding {
+            what: "networks",
+            verdict: Verdict::Good,
+            found: "--net nat works".to_owned(),
+            remedy: None,
+        },
+        Err(e) => Finding {
+            what: "networks",
+            verdict: Verdict::Limited,
+            remedy: match e {
+                NetError::Rights => Some("run as root, or do without --net nat"),
+                NetError::NotForwarding => Some("sysctl -w net.ipv4.ip_forward=1"),
+                NetError::Tun(_) => Some("modprobe tun"),
+                NetError::Rules(_) => {
+                    Some("modprobe -a nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet")
+                }
+                _ => None,
+            }
+            .map(str::to_owned),
+            found: format!("{:#}", anyhow::Error::from(e)),
         },
     }
 }

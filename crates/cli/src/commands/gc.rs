@@ -2,13 +2,14 @@
 
 use anyhow::Result;
 use rekindle_engine::images::users;
+use rekindle_engine::net::sweep;
 use rekindle_engine::store::collect::{Leftover, Mode, collect};
 use rekindle_engine::store::image;
 
 use super::Context;
 use crate::output;
 
-/// Removes what killed commands left in the store, and images that have no name and that nobody needs
+/// Removes what killed commands left, networks of no VM, and images that have no name and that nobody needs
 #[derive(Debug, clap::Args)]
 pub(crate) struct Gc {
     /// Only say what would be removed
@@ -33,6 +34,15 @@ impl Gc {
             unused
                 .iter()
                 .map(|path| format!("image {}", path.display())),
+        );
+        let networks = match mode {
+            Mode::Report => sweep::Mode::Report,
+            Mode::Reclaim => sweep::Mode::Reclaim,
+        };
+        found.extend(
+            sweep::sweep(engine.root(), networks)?
+                .iter()
+                .map(|name| format!("network {name} of a VM that is not there")),
         );
         if self.json {
             return output::json(&found);

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use rekindle_engine::Engine;
+use rekindle_engine::net::Connection;
 use rekindle_engine::store::manifest::Manifest;
 use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::dir::{DirError, VmDir};
@@ -34,6 +35,9 @@ struct OfVm {
     record: Box<Record>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pager: Option<Pager>,
+    /// What there is of its network on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Connection>,
 }
 
 /// A page server: who it is, as long as the VM lives, and what it did.
@@ -78,7 +82,12 @@ fn vm(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<()> {
             let (process, report) = (record.pager.take(), page_server::report(dir));
             let is_known = process.is_some() || report.is_some();
             let pager = is_known.then_some(Pager { process, report });
-            output::json(&OfVm { record, pager })
+            let network = Connection::read(dir)?;
+            output::json(&OfVm {
+                record,
+                pager,
+                network,
+            })
         }
         Truth::Starting => bail!("{name} is still being started, or was killed while it was"),
     }

@@ -10,12 +10,13 @@ use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::config::Backend;
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
-use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check};
 use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
+use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check, policy};
 
 use super::{Context, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
+use crate::network::NetworkArgs;
 use crate::output;
 use crate::program::parse_variable;
 
@@ -39,6 +40,11 @@ pub(crate) struct Restore {
     /// Put a network interface on this TAP device, for one copy [ID=]TAP
     #[arg(long, value_name = "[ID=]TAP")]
     tap: Vec<String>,
+    /// What the copies' network interfaces are connected to [default: what the snapshot's were]
+    #[arg(long, value_enum)]
+    net: Option<Net>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Put the vsock socket at this path (Firecracker 1.16 and newer)
     #[arg(long, value_name = "PATH")]
     vsock_path: Option<PathBuf>,
@@ -86,6 +92,14 @@ pub(crate) struct Restore {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Net {
+    /// Nothing: no packet gets out of the copy
+    None,
+    /// A network of the copy's own, as the snapshot's VM had one; takes root
+    Nat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -162,7 +176,8 @@ impl Restore {
             check(snapshot, config)?;
             check_free(engine, &config.name)?;
         }
-        if names.len() > 1 && !snapshot.manifest().devices.interfaces.is_empty() {
+        let on_taps = self.net != Some(Net::None) && snapshot.manifest().devices.egress.is_none();
+        if names.len() > 1 && on_taps && !snapshot.manifest().devices.interfaces.is_empty() {
             bail!(
                 "{} has network interfaces, and a TAP device serves one VM: restore copies one by one, \
                  each with --tap",
@@ -231,6 +246,19 @@ impl Restore {
         for tap in &self.tap {
             config.taps.push(tap_override(tap, snapshot)?);
         }
+        config = match (self.net, policy(snapshot)?) {
+            (Some(Net::None), _) => {
+                self.network.none()?;
+                config.cut_off()
+            }
+            (None, None) => {
+                self.network.none()?;
+                config
+            }
+            (Some(Net::Nat) | None, before) => {
+                config.network(self.network.nat(before.unwrap_or_default()))
+            }
+        };
         config.vsock_path = self.vsock_path.clone();
         config.ttl = self.ttl;
         if self.set_clock {

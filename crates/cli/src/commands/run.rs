@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rekindle_engine::Engine;
 use rekindle_engine::agent::{AgentError, Exit};
+use rekindle_engine::net::policy::Policy;
 use rekindle_engine::store::{Root, VmName};
 use rekindle_engine::vm::boot::check;
-use rekindle_engine::vm::config::{BootConfig, Drive, Limits, Nic};
+use rekindle_engine::vm::config::{BootConfig, Drive, Limits, NetRate, Nic};
 use rekindle_engine::vm::dir::{SERIAL, VmDir};
 use rekindle_engine::vm::follow::Follower;
 use rekindle_engine::vm::record::Record;
@@ -26,6 +27,7 @@ use crate::disks::{self, DiskArgument};
 use crate::guest::{First, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
+use crate::network::{NetworkArgs, kernel_arguments, parse_rate, resolvers};
 use crate::output;
 use crate::program::{Wanted, exec_in};
 use crate::serial::follow;
@@ -83,6 +85,17 @@ pub(crate) struct Run {
     /// A network interface on this TAP device, which must exist; with a MAC address if given
     #[arg(long, value_name = "NAME[,MAC]")]
     tap: Vec<String>,
+    /// The guest's network: none, or one of its own with a way out
+    #[arg(long, value_enum, default_value_t = Net::None, conflicts_with = "tap")]
+    net: Net,
+    /// With --net nat: this many network interfaces
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    interfaces: u8,
+    /// With --net nat: what the guest may receive, and send, in megabits a second
+    #[arg(long, value_name = "DOWN[:UP]", value_parser = parse_rate)]
+    net_rate: Option<NetRate>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// A vsock device with this guest CID; its socket is v.sock in the VM's directory
     #[arg(long, value_name = "CID")]
     vsock: Option<u32>,
@@ -200,6 +213,15 @@ impl Run {
         let mut config = BootConfig::new(name, guest.kernel.clone())
             .vcpus(self.vcpus)
             .memory_mib(self.mem);
+        match self.net {
+            Net::None => self.network.none()?,
+            Net::Nat => {
+                config = config.network(self.network.nat(Policy::default()), self.interfaces)
+            }
+        }
+        if let Some(rate) = self.net_rate {
+            config = config.net_rate(rate);
+        }
         if has_program && !guest.is_ours() {
             bail!(
                 "-- CMD needs the initrd that `rekindle setup` made: leave out --kernel and --initrd"
@@ -216,7 +238,10 @@ impl Run {
         for drive in self.drives(root, guest, &mut args)? {
             config = config.drive(drive);
         }
-        if let Some(args) = args {
+        if let Some(mut args) = args {
+            if self.net == Net::Nat && guest.is_ours() {
+                args.push_str(&kernel_arguments(self.interfaces, &resolvers()));
+            }
             config = config.boot_args(args);
         }
         for (n, tap) in self.tap.iter().enumerate() {
@@ -282,6 +307,15 @@ impl Run {
         }
         Ok(drives)
     }
+}
+
+/// What a guest's network interfaces are connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Net {
+    /// Nothing, but for what --tap says
+    None,
+    /// The host, and by way of it the world; takes root
+    Nat,
 }
 
 /// How a run came to its end.

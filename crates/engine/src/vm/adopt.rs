@@ -19,6 +19,7 @@ use super::wake::Environment;
 use super::{Parts, Vm, VmError};
 use crate::Engine;
 use crate::agent::hello::Listener;
+use crate::net::Attachment;
 use crate::pager::{PagerProcess, has_state};
 use rekindle_store::Lease;
 use rekindle_store::collect::{Mode, collect};
@@ -100,6 +101,7 @@ pub async fn adopt(
                     let what = missing(&record);
                     end_leftovers(&record).await;
                     launch::remove_sockets(claim.dir());
+                    claim.dir().undo_network()?;
                     record.state = State::Failed(Why::Vanished { what });
                     record.ended = Some(jiff::Timestamp::now());
                     record.firecracker = None;
@@ -176,6 +178,11 @@ async fn take_up(
         console: Console::open(claim.dir()).map_err(StartError::from)?,
         hello,
         leases: leases(engine, &record),
+        network: record
+            .machine
+            .nat
+            .clone()
+            .and_then(|nat| Attachment::adopt(claim.dir(), nat)),
         claim,
         record,
         ledger,
@@ -243,6 +250,7 @@ async fn ask_state(vm: &mut Vm) -> Result<InstanceState, VmError> {
 /// Removes what a start that was cut short left, so that the next one finds nothing in its way.
 fn clear(dir: &VmDir) -> Result<(), AdoptError> {
     launch::remove_sockets(dir);
+    dir.undo_network()?;
     let disks = dir.file(DISKS);
     match std::fs::remove_dir_all(&disks) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {

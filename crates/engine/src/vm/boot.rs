@@ -1,6 +1,7 @@
 //! Booting: a fresh machine from a kernel.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -31,10 +32,14 @@ use super::state::State;
 use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
 use crate::host::{self, HostError};
-use crate::{Engine, TapError, taps};
+use crate::net::{self, Attachment, Place};
+use crate::{Engine, NetError, TapError};
 
 /// How often a balloon asks the guest how much memory it has left, in seconds. It cannot be switched on later.
 const BALLOON_STATS_S: u16 = 5;
+
+/// The time in which a network interface may use up its rate, in milliseconds.
+const RATE_PERIOD_MS: u64 = 1000;
 
 /// Why a VM did not boot. Everything that was made for it is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,9 @@ pub enum BootError {
     /// A TAP device cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// Its network cannot be made.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Its directory could not be made.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -100,8 +108,11 @@ pub fn check(config: &BootConfig) -> Result<(), BootError> {
     if config.machine.pages == Pages::Huge {
         host::check_huge_pages(config.machine.memory_mib)?;
     }
+    if let Some(nat) = &config.machine.nat {
+        return Ok(net::check(nat, config.machine.nics.len())?);
+    }
     for nic in &config.machine.nics {
-        taps::check(&nic.tap)?;
+        net::check_tap(&nic.tap)?;
     }
     Ok(())
 }
@@ -124,6 +135,7 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
 
     let ledger = Ledger::new(claim.dir(), &record);
     let hello = super::listen(claim.dir(), &record, &ledger)?;
+    let network = attachment(engine, claim.dir(), &record)?;
     let mut console = Console::open(claim.dir()).map_err(StartError::from)?;
     let drives = Drives::prepare(
         claim.dir(),
@@ -131,7 +143,9 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     );
     let mut starting = Starting::new(claim.dir(), None);
     let spawned = Instant::now();
-    record.firecracker = Some(starting.launch(&engine.programs().firecracker, &record.id)?);
+    let place = network.as_ref().map_or(Place::Host, Place::Attached);
+    record.firecracker =
+        Some(starting.launch(&engine.programs().firecracker, &record.id, &place)?);
     ledger.write(&mut record)?;
     let booted = booted(&config);
     let mut crew = starting.ready().await?;
@@ -166,10 +180,24 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
         record,
         ledger,
         crew,
+        network,
         console,
         hello,
         leases: Vec::new(),
     }))
+}
+
+/// The connection of a VM's own network with the host, announced, if it has such a network.
+pub(crate) fn attachment(
+    engine: &Engine,
+    dir: &VmDir,
+    record: &Record,
+) -> Result<Option<Attachment>, NetError> {
+    let Some(nat) = record.machine.nat.clone() else {
+        return Ok(None);
+    };
+    let taps = u8::try_from(record.machine.nics.len()).unwrap_or(u8::MAX);
+    Attachment::announce(dir, engine.root().installation(), &record.id, nat, taps).map(Some)
 }
 
 pub(crate) fn new_record(
@@ -288,6 +316,14 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
         let mut body = NetworkInterface::new(&nic.id, &nic.tap);
         if let Some(mac) = &nic.mac {
             body = body.guest_mac(mac);
+        }
+        if let Some(rate) = machine.net_rate {
+            let limit = |bytes: NonZeroU64| {
+                RateLimiter::default().bandwidth(TokenBucket::new(bytes.get(), RATE_PERIOD_MS))
+            };
+            body = body
+                .rx_rate_limiter(limit(rate.down))
+                .tx_rate_limiter(limit(rate.up));
         }
         client.put_network_interface(&body).await?;
     }

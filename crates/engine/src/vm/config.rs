@@ -9,6 +9,8 @@ use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
 pub use self::drive::{Access, Drive, Limits, Role};
+use crate::net::plan::{GuestLink, Nat};
+pub use crate::net::policy::NetRate;
 
 /// The least memory that a guest gets, in MiB. Firecracker takes 1, no kernel does.
 pub const MIN_MEMORY_MIB: u32 = 1;
@@ -109,6 +111,26 @@ impl BootConfig {
         self
     }
 
+    /// Gives it a network of its own, with this many interfaces, 1 to 8; [`GuestLink`] tells the guest's addresses.
+    pub fn network(mut self, nat: Nat, interfaces: u8) -> Self {
+        self.machine.nat = Some(nat);
+        for n in 0..interfaces {
+            let link = GuestLink::nth(n);
+            self.machine.nics.push(Nic {
+                id: format!("eth{n}"),
+                tap: link.tap,
+                mac: Some(link.mac),
+            });
+        }
+        self
+    }
+
+    /// Limits what its guest receives and sends through each network interface, in bytes a second.
+    pub fn net_rate(mut self, rate: NetRate) -> Self {
+        self.machine.net_rate = Some(rate);
+        self
+    }
+
     /// Adds a vsock device with this guest CID (3 or more).
     pub fn vsock(mut self, guest_cid: u32) -> Self {
         self.machine.vsock = Some(Vsock { guest_cid });
@@ -157,6 +179,12 @@ pub struct Machine {
     pub drives: Vec<Drive>,
     /// The network interfaces.
     pub nics: Vec<Nic>,
+    /// The network that they are connected to; absent if they are on TAP devices of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<Nat>,
+    /// How much may go through each of them. A copy has the limits of its snapshot, which Firecracker keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<NetRate>,
     /// The vsock device.
     pub vsock: Option<Vsock>,
     /// The balloon.
@@ -173,6 +201,8 @@ impl Default for Machine {
             pages: Pages::Normal,
             drives: Vec::new(),
             nics: Vec::new(),
+            nat: None,
+            net_rate: None,
             vsock: None,
             balloon: None,
         }
@@ -208,12 +238,12 @@ impl Pages {
     }
 }
 
-/// A network interface on a TAP device that exists.
+/// A network interface on a TAP device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
     /// Firecracker's name for it, `[A-Za-z0-9_]+`.
     pub id: String,
-    /// The TAP device's name on the host.
+    /// The TAP device's name, on the host or in the VM's own namespace.
     pub tap: String,
     /// The guest's MAC address; Firecracker makes one if absent.
     pub mac: Option<String>,

@@ -20,6 +20,7 @@ use super::launch::{self, API_PATIENCE, StartError};
 use super::reaped::exit_of;
 use super::relay::{Means, Relay, Verdict};
 use super::state::Why;
+use crate::net::Place;
 use crate::pager::{PagerProcess, has_state, kill_reason};
 
 /// How long a process whose connection broke may take to be seen dead itself.
@@ -224,8 +225,13 @@ impl Starting {
     }
 
     /// Starts Firecracker, and tells who it is.
-    pub(crate) fn launch(&mut self, program: &Path, id: &str) -> Result<ProcessId, StartError> {
-        let process = launch::start(program, &self.dir, id)?;
+    pub(crate) fn launch(
+        &mut self,
+        program: &Path,
+        id: &str,
+        place: &Place<'_>,
+    ) -> Result<ProcessId, StartError> {
+        let process = launch::start(program, &self.dir, id, place)?;
         Ok(self.firecracker.insert(process).id().clone())
     }
 

@@ -11,6 +11,7 @@
 //!   *.fifo          what Firecracker writes into and reads from
 //!   pager.json      what the page server did, written when it ends
 //!   pager.state     what it does, and what its successor needs if it dies
+//!   net.json        what of its network is on the host; absent when nothing is
 //! ```
 //!
 //! Firecracker's working directory is this directory and every path in its API is relative to it, so
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use rekindle_store::{Root, VmName};
 use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::net::{self, NetError};
 
 /// Firecracker's API socket, relative to the VM's directory.
 pub const API_SOCKET: &str = "api.sock";
@@ -54,6 +57,9 @@ pub const LOG: &str = "log";
 pub const METRICS: &str = "metrics";
 /// A Diff chain's memory, merged for the File backend.
 pub const MERGED_MEMORY: &str = "memory";
+
+/// What of its network there is on the host.
+pub const NETWORK: &str = "net.json";
 
 const LOCK: &str = "lock";
 /// What is known of the VM, relative to its directory.
@@ -91,6 +97,15 @@ pub enum DirError {
     Owned {
         /// The VM's directory.
         path: PathBuf,
+    },
+    /// Its network cannot be removed from the host.
+    #[error("cannot remove the network of {path}")]
+    Network {
+        /// The VM's directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<NetError>,
     },
     /// The file system refused.
     #[error("cannot use {path}")]
@@ -235,13 +250,22 @@ impl VmDir {
         }
     }
 
-    /// Removes the directory and all that is in it. Links are removed, never followed. Whoever wants to own it waits
+    /// Removes what the VM has of a network on the host, then the directory and all that is in it. Links are removed, never followed. Whoever wants to own it waits
     /// for the hold; nothing is made in it meanwhile.
     pub fn remove(&self, _hold: &Hold) -> Result<(), DirError> {
+        self.undo_network()?;
         match std::fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DirError::io(&self.path, e)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes what the VM has of a network on the host, if it has anything.
+    pub(crate) fn undo_network(&self) -> Result<(), DirError> {
+        net::undo(self).map_err(|e| DirError::Network {
+            path: self.path.clone(),
+            source: Box::new(e),
+        })
     }
 
     /// Replaces a file in it: whoever reads sees the old one or the new one, whole. Not flushed to the disk.

@@ -8,9 +8,12 @@ use std::time::Duration;
 use rekindle_firecracker::model::Level;
 use rekindle_firecracker::{Launch, Process, ReadyError, SpawnError};
 
+use tokio::runtime::Handle;
+
 use super::console::{Console, ConsoleError};
 use super::dir::{API_SOCKET, LOG_FIFO, METRICS_FIFO, PAGER_SOCKET, VSOCK_SOCKET, VmDir};
 use crate::agent::hello;
+use crate::net::{NetError, Place};
 
 /// How long Firecracker may take until its API answers.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -24,6 +27,9 @@ pub enum StartError {
     /// It could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// Its network could not be made.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Its API never answered.
     #[error("firecracker did not get ready")]
     Ready(#[from] ReadyError),
@@ -44,8 +50,13 @@ pub enum StartError {
     },
 }
 
-/// Starts it. It carries `id` as its `--id`, so that it can be found even if nobody wrote its pid down.
-pub(crate) fn start(program: &Path, dir: &VmDir, id: &str) -> Result<Process, StartError> {
+/// Starts it in its place. It carries `id` as its `--id`, so that it can be found even if nobody wrote its pid down.
+pub(crate) fn start(
+    program: &Path,
+    dir: &VmDir,
+    id: &str,
+    place: &Place<'_>,
+) -> Result<Process, StartError> {
     for name in [API_SOCKET, VSOCK_SOCKET] {
         let path = dir.file(name);
         match std::fs::remove_file(&path) {
@@ -55,16 +66,21 @@ pub(crate) fn start(program: &Path, dir: &VmDir, id: &str) -> Result<Process, St
             _ => {}
         }
     }
-    let process = Launch::new(program, id, dir.path())
+    let firecracker = Launch::new(program, id, dir.path())
         .api_sock(API_SOCKET)
         // At its own default level each call is two lines, which wake us while the guest wants the processor.
         .log(LOG_FIFO, Level::Warning)
         .metrics(METRICS_FIFO)
         .stdin(Console::guest_input(dir)?)
         .stdout(Console::guest_output(dir)?)
-        .stderr(Console::guest_output(dir)?)
-        .spawn()?;
-    Ok(process)
+        .stderr(Console::guest_output(dir)?);
+    // Another thread may start it, which knows of no runtime.
+    let runtime = Handle::current();
+    let process = place.run(|| {
+        let _on = runtime.enter();
+        firecracker.spawn()
+    })?;
+    Ok(process?)
 }
 
 /// Firecracker removes none of its sockets.

@@ -50,6 +50,7 @@ use self::state::{Ask, Refusal, State, Step, Why, decide};
 use crate::Engine;
 use crate::agent::hello::Listener;
 use crate::agent::{Agent, Copy, Exec};
+use crate::net::Attachment;
 
 /// How many of Firecracker's last log lines a failure keeps.
 const LOG_LINES: usize = 12;
@@ -60,6 +61,7 @@ const LOG_LINES: usize = 12;
 pub struct Vm {
     // The order is that of undoing: processes end before what they write to goes away.
     crew: Option<Crew>,
+    network: Option<Attachment>,
     console: Console,
     hello: Option<Listener>,
     /// All of it but who serves page faults and what the agent said, which changes beside what the owner does.
@@ -212,6 +214,9 @@ impl Vm {
         if let Some(crew) = &mut self.crew {
             crew.on_drop(crew::OnDrop::LiveOn);
         }
+        if let Some(network) = &mut self.network {
+            network.live_on();
+        }
     }
 
     fn assembled(parts: Parts) -> Vm {
@@ -221,12 +226,14 @@ impl Vm {
             record,
             ledger,
             crew,
+            network,
             console,
             hello,
             leases,
         } = parts;
         Vm {
             crew: Some(crew),
+            network,
             console,
             hello,
             record,
@@ -298,6 +305,9 @@ impl Vm {
         if let Some(mut crew) = self.crew.take() {
             crew.kill().await;
         }
+        self.network = None;
+        // If it cannot be, it is still written down, for whoever removes the directory.
+        let _ = self.claim.dir().undo_network();
         self.console.finish().await;
         self.record.state = match end {
             End::Asked | End::Lost(Lost::Firecracker { clean: true, .. }) => State::Stopped,
@@ -333,6 +343,7 @@ struct Parts {
     record: Record,
     ledger: Ledger,
     crew: Crew,
+    network: Option<Attachment>,
     console: Console,
     hello: Option<Listener>,
     leases: Vec<rekindle_store::Lease>,

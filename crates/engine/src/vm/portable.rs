@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use rekindle_store::image::ImageName;
-use rekindle_store::manifest::field::InvalidField;
+use rekindle_store::manifest::field::{InvalidField, Text};
 use rekindle_store::manifest::{
-    Agent as AgentInfo, Backing, BackingParts, Devices, DriveLimits, DriveParts, FirecrackerInfo,
-    HostInfo, HugePages, Interface, Kind, MachineConfig, ManifestParts, MemoryLayout, MemoryRegion,
-    Vsock as VsockInfo,
+    Agent as AgentInfo, Backing, BackingParts, Devices, DriveLimits, DriveParts, Egress,
+    FirecrackerInfo, HostInfo, HugePages, Interface, Kind, MachineConfig, ManifestParts,
+    MemoryLayout, MemoryRegion, Vsock as VsockInfo,
 };
 use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rekindle_store::{Root, Snapshot};
@@ -16,9 +16,11 @@ use super::compat;
 use super::config::{Access, Balloon, DirtyPages, Drive, Limits, Machine, Nic, Pages, Role, Vsock};
 use super::dir::{VSOCK_SOCKET, disk_path};
 use super::record::{GuestAgent, Record};
-use super::restore::RestoreConfig;
+use super::restore::{Network, RestoreConfig};
 use crate::drives::DriveSource;
 use crate::host;
+use crate::net::plan::Nat;
+use crate::net::policy::{Outbound, Policy, PolicyError, Target};
 
 /// Where Firecracker interrupts the guest's memory on x86-64 (its `arch/x86_64/layout.rs`).
 const GAP_AT: u64 = 3 << 30;
@@ -81,6 +83,7 @@ pub(crate) fn manifest_parts(
                 .map(|vsock| vsock_info(vsock, record.agent.as_ref()))
                 .transpose()?,
             balloon: machine.balloon.is_some(),
+            egress: machine.nat.as_ref().map(egress).transpose()?,
         },
         memory: memory_layout(machine.memory_mib, machine.pages),
         removed: Vec::new(),
@@ -89,7 +92,11 @@ pub(crate) fn manifest_parts(
 }
 
 /// The machine that a restored copy is.
-pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) -> Machine {
+pub(crate) fn machine(
+    root: &Root,
+    snapshot: &Snapshot,
+    config: &RestoreConfig,
+) -> Result<Machine, PolicyError> {
     let manifest = snapshot.manifest();
     let nics = manifest.devices.interfaces.iter().map(|interface| {
         let id = interface.id.as_str();
@@ -117,12 +124,14 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
                 operations_per_second: limits.operations_per_second,
             }),
         });
-    Machine {
+    Ok(Machine {
         vcpus: manifest.machine.vcpus,
         memory_mib: manifest.machine.mem_mib,
         dirty_pages: config.dirty_pages,
         pages: pages(snapshot),
         nics: nics.collect(),
+        nat: nat(snapshot, config)?,
+        net_rate: None,
         drives: drives.collect(),
         vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
             guest_cid: vsock.cid,
@@ -131,7 +140,51 @@ pub(crate) fn machine(root: &Root, snapshot: &Snapshot, config: &RestoreConfig) 
             .devices
             .balloon
             .then_some(Balloon { amount_mib: None }),
-    }
+    })
+}
+
+/// The network of its own that a copy gets: that of the snapshot, unless it was asked for another or none.
+pub(crate) fn nat(snapshot: &Snapshot, config: &RestoreConfig) -> Result<Option<Nat>, PolicyError> {
+    let Some(before) = policy(snapshot)? else {
+        return Ok(None);
+    };
+    Ok(match &config.network {
+        Network::CutOff => None,
+        Network::Nat(nat) => Some(nat.clone()),
+        Network::AsBefore => Some(Nat::new(before)),
+    })
+}
+
+/// What the network of a snapshot's VM let through, if it had one of its own.
+pub fn policy(snapshot: &Snapshot) -> Result<Option<Policy>, PolicyError> {
+    let Some(egress) = &snapshot.manifest().devices.egress else {
+        return Ok(None);
+    };
+    let read = |targets: &[Text]| -> Result<Vec<Target>, PolicyError> {
+        targets.iter().map(|one| one.as_str().parse()).collect()
+    };
+    let mut policy = Policy::default();
+    policy.outbound = match egress.outbound {
+        true => Outbound::On,
+        false => Outbound::Off,
+    };
+    policy.allow = read(&egress.allow)?;
+    policy.deny = read(&egress.deny)?;
+    Ok(Some(policy))
+}
+
+fn egress(nat: &Nat) -> Result<Egress, Unportable> {
+    let write = |targets: &[Target]| {
+        let texts = targets
+            .iter()
+            .map(|one| field("network's policy", &one.to_string()));
+        texts.collect::<Result<_, _>>()
+    };
+    Ok(Egress {
+        outbound: nat.policy.outbound == Outbound::On,
+        allow: write(&nat.policy.allow)?,
+        deny: write(&nat.policy.deny)?,
+    })
 }
 
 /// The pages that a snapshot's copies have under their memory.

@@ -23,7 +23,7 @@ use super::restore::{RestoreConfig, RestoreError, check, restore_in};
 use super::state::{State, Why};
 use super::stop::Manner;
 use super::{Vm, VmError};
-use crate::{Engine, cut_off, host};
+use crate::{Engine, host, net};
 
 /// How long a rehearsal runs at the most: what a guest touches later is not recorded.
 pub const LONGEST: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ pub fn check_machine(machine: &Machine) -> Result<(), RehearseError> {
     if machine.nics.is_empty() {
         return Ok(());
     }
-    Ok(cut_off::check().map_err(RestoreError::from)?)
+    Ok(net::check_rights().map_err(RestoreError::from)?)
 }
 
 /// Rehearses under a name that is free.

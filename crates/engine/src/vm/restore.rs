@@ -15,18 +15,17 @@ use jiff::Timestamp;
 use rekindle_firecracker::model::{
     MemoryBackend, NetworkOverride, SnapshotLoadParams, VsockOverride,
 };
-use rekindle_firecracker::{CallError, Client, ProcessId};
+use rekindle_firecracker::{CallError, Client};
 use rekindle_store::flatten::{FlattenError, flatten_to};
 use rekindle_store::snapshot::{LeaseError, OpenError};
 use rekindle_store::store::ChainError;
 use rekindle_store::verify::VerifyError;
 use rekindle_store::{Lease, Snapshot, SnapshotId};
-use tokio::runtime::Handle;
 
 pub use self::config::{
     Check, Clock, Mismatch, Network, Recording, Replay, RestoreConfig, TapOverride, Then,
 };
-use super::boot::{BootError, Drives, log_tail, new_record};
+use super::boot::{BootError, Drives, attachment, log_tail, new_record};
 use super::claim::Claim;
 use super::compat::{self, Incompatible};
 use super::config::{Backend, DirtyPages, Pages};
@@ -34,16 +33,17 @@ use super::console::Console;
 use super::crew::{Crew, Lost, Starting};
 use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
 use super::launch::StartError;
+pub use super::portable::policy;
 use super::record::{GuestAgent, Ledger, Origin, Record, RecordError};
 use super::relay::Means;
 use super::state::State;
 use super::wake::Waking;
 use super::{Parts, Vm, micros, portable};
 use crate::agent::hello::Listener;
-use crate::cut_off::{self, CutOffError, cut_off};
 use crate::host::{self, HostError};
+use crate::net::{self, Attachment, NetError, Place};
 use crate::pager::{Hints, PagerError, PagerProcess, note};
-use crate::{Engine, TapError, taps};
+use crate::{Engine, TapError};
 
 /// How often a restore is begun whose page server dies before it has the VM.
 const ATTEMPTS: u32 = 3;
@@ -101,9 +101,18 @@ pub enum RestoreError {
         "the snapshot's guest has no agent, which a hostname, an address or an environment of the copy's own needs"
     )]
     NoAgent,
-    /// It cannot be cut off from the network.
+    /// Its interfaces are not made for a network of the VM's own: its guest has other addresses.
+    #[error(
+        "the snapshot has no network of its own, which only a VM has that was booted with one; leave --net nat and what \
+         belongs to it away"
+    )]
+    NoNetwork,
+    /// Its interfaces are on TAP devices of the VM's own namespace.
+    #[error("the snapshot has a network of its own, TAP devices and all; leave --tap away")]
+    OwnTaps,
+    /// It cannot have its network, or cannot be cut off from all.
     #[error(transparent)]
-    CutOff(#[from] CutOffError),
+    Net(#[from] NetError),
     /// Its directory could not be made.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -250,12 +259,15 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
     {
         return Err(RestoreError::NoAgent);
     }
-    if config.network == Network::CutOff {
+    let nat = portable::nat(snapshot, config).map_err(NetError::from)?;
+    match (&config.network, nat) {
         // Its TAPs are made for it.
-        return match manifest.devices.interfaces.as_slice() {
-            [] => Ok(()),
-            _ => Ok(cut_off::check()?),
-        };
+        (Network::CutOff, _) if manifest.devices.interfaces.is_empty() => return Ok(()),
+        (Network::CutOff, _) => return Ok(net::check_rights()?),
+        (Network::Nat(_), None) => return Err(RestoreError::NoNetwork),
+        (_, Some(_)) if !config.taps.is_empty() => return Err(RestoreError::OwnTaps),
+        (_, Some(nat)) => return Ok(net::check(&nat, manifest.devices.interfaces.len())?),
+        (Network::AsBefore, None) => {}
     }
     for nic in &manifest.devices.interfaces {
         let other = config
@@ -263,7 +275,7 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
             .iter()
             .find(|wanted| wanted.iface_id == nic.id.as_str());
         let tap = other.map_or(nic.host_dev_name.as_str(), |wanted| &wanted.tap);
-        taps::check(tap).map_err(|source| RestoreError::Tap {
+        net::check_tap(tap).map_err(|source| RestoreError::Tap {
             iface_id: nic.id.to_string(),
             source,
         })?;
@@ -291,6 +303,7 @@ pub struct Prepared {
     drives: Option<Drives>,
     console: Console,
     hello: Option<Listener>,
+    network: Option<Attachment>,
     record: Record,
     ledger: Ledger,
     claim: Claim,
@@ -320,7 +333,8 @@ fn prepare_in(
         snapshot: source.tip().id(),
         backend: config.backend,
     };
-    let machine = portable::machine(engine.root(), source.tip(), &config);
+    let machine =
+        portable::machine(engine.root(), source.tip(), &config).map_err(NetError::from)?;
     let mut record = new_record(&config.name, origin, machine);
     record.boot = source.tip().manifest().boot.clone();
     record.purpose = config.purpose;
@@ -332,10 +346,12 @@ fn prepare_in(
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
     record.write(claim.dir())?;
+    let network = attachment(engine, claim.dir(), &record)?;
     let console = Console::open(claim.dir()).map_err(StartError::from)?;
     let ledger = Ledger::new(claim.dir(), &record);
     let hello = super::listen(claim.dir(), &record, &ledger)?;
     let mut prepared = Prepared {
+        network,
         starting: None,
         drives: None,
         console,
@@ -392,6 +408,7 @@ impl Prepared {
             record: self.record,
             ledger: self.ledger,
             crew,
+            network: self.network,
             console: self.console,
             hello: self.hello,
             leases: self.source.leases,
@@ -428,7 +445,16 @@ impl Prepared {
         let mut starting = self.starting.take().expect("it was begun");
         let record = &mut self.record;
         let spawned = Instant::now();
-        record.firecracker = Some(launch(&mut starting, &self.engine, &self.config, record)?);
+        let place = match (&self.network, &self.config.network) {
+            (Some(network), _) => Place::Attached(network),
+            (None, Network::CutOff) if !record.machine.nics.is_empty() => {
+                let nics = record.machine.nics.iter();
+                Place::CutOff(nics.map(|nic| nic.tap.as_str()).collect())
+            }
+            (None, _) => Place::Host,
+        };
+        let program = &self.engine.programs().firecracker;
+        record.firecracker = Some(starting.launch(program, &record.id, &place)?);
         self.ledger.write(record)?;
         let mut crew = starting.ready().await?;
         if let Some(drives) = self.drives.take() {
@@ -468,27 +494,6 @@ impl Prepared {
             },
         }
     }
-}
-
-/// Starts Firecracker, in a network of its own if the copy is to be cut off.
-fn launch(
-    starting: &mut Starting,
-    engine: &Engine,
-    config: &RestoreConfig,
-    record: &Record,
-) -> Result<ProcessId, RestoreError> {
-    let program = &engine.programs().firecracker;
-    let nics = &record.machine.nics;
-    let taps: Vec<&str> = nics.iter().map(|nic| nic.tap.as_str()).collect();
-    if config.network == Network::Host || taps.is_empty() {
-        return Ok(starting.launch(program, &record.id)?);
-    }
-    let runtime = Handle::current();
-    let launched = cut_off(&taps, || {
-        let _on = runtime.enter();
-        starting.launch(program, &record.id)
-    })?;
-    Ok(launched?)
 }
 
 /// Why an attempt came to nothing.

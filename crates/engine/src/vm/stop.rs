@@ -48,6 +48,7 @@ pub async fn stop_unowned(dir: VmDir) -> Result<State, StopError> {
         console.finish().await;
     }
     launch::remove_sockets(claim.dir());
+    claim.dir().undo_network()?;
     record.state = State::Stopped;
     record.ended = Some(Timestamp::now());
     record.capturing = None;

@@ -215,6 +215,7 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
                 }),
             }),
             balloon: false,
+            egress: None,
         },
         memory: MemoryLayout {
             size: ByteSize::new(PAGES as u64 * PAGE_SIZE),

@@ -8,6 +8,7 @@ mod exec;
 mod images;
 mod lineage;
 mod marks;
+mod networks;
 mod programs;
 mod pty;
 mod storm;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         images::stories(),
         waking::stories(),
         copies::stories(),
+        networks::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

@@ -14,6 +14,7 @@ mod kills;
 mod library;
 mod life;
 mod memory;
+mod networks;
 mod rehearse;
 mod replay;
 mod takeover;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         adopt::stories(),
         agent::stories(),
         library::stories(),
+        networks::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
+use crate::net::plan::Nat;
 use crate::vm::config::{Backend, DirtyPages};
 use crate::vm::record::Purpose;
 use crate::vm::wake::WakeConfig;
@@ -129,12 +130,16 @@ pub enum Recording {
 }
 
 /// What a copy's network interfaces are connected to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
-    /// TAP devices of the host.
+    /// What the snapshot's were connected to: a network of the VM's own, with the policy that it had but for published
+    /// ports, or TAP devices of the host.
     #[default]
-    Host,
+    #[serde(alias = "host")]
+    AsBefore,
+    /// A network of the VM's own. The snapshot's VM must have had one.
+    Nat(Nat),
     /// Nothing: TAP devices that lead nowhere, in a network namespace of its own. For a copy that has interfaces this
     /// takes `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`.
     CutOff,
@@ -196,6 +201,12 @@ impl RestoreConfig {
     /// Compares all contents with their checksums first.
     pub fn verify(mut self) -> Self {
         self.check = Check::Everything;
+        self
+    }
+
+    /// Chooses what the copy's network lets through.
+    pub fn network(mut self, nat: Nat) -> Self {
+        self.network = Network::Nat(nat);
         self
     }
 

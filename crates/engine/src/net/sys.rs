@@ -43,6 +43,27 @@ pub(crate) fn leave_network() -> Result<(), Errno> {
 /// Makes a TAP device in the network in which `tun`, an open `/dev/net/tun`, was opened. It stays when `tun` is
 /// closed, until its network goes.
 pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> Result<(), Errno> {
+    attach(&tun, name)?;
+    // SAFETY: rule 3.
+    let call = unsafe { IntegerSetter::<TUNSETPERSIST>::new_usize(1) };
+    // SAFETY: rule 3.
+    unsafe { ioctl::ioctl(&tun, call) }
+}
+
+/// Opens a TAP device of the network in which the calling thread is, and makes it if it is not there. Its frames are read
+/// and written.
+#[cfg(test)]
+pub(crate) fn open_tap(name: &str) -> std::io::Result<std::fs::File> {
+    let tun = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    attach(&tun, name)?;
+    Ok(tun)
+}
+
+/// Makes the TAP device what is read and written through `tun`, and makes it at all if it is not there.
+fn attach(tun: impl AsFd, name: &str) -> Result<(), Errno> {
     let mut request = Request {
         name: [0; NAME + 1],
         flags: IFF_TAP | IFF_NO_PI,
@@ -55,9 +76,5 @@ pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> Result<(), Errno> {
     // SAFETY: rule 2.
     let call = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
     // SAFETY: rule 2.
-    unsafe { ioctl::ioctl(&tun, call) }?;
-    // SAFETY: rule 3.
-    let call = unsafe { IntegerSetter::<TUNSETPERSIST>::new_usize(1) };
-    // SAFETY: rule 3.
     unsafe { ioctl::ioctl(&tun, call) }
 }

@@ -1,0 +1,233 @@
+//! VMs with networks of their own: what there is of them on the host, and that nothing of it is left.
+//!
+//! The guests here use no network. What one can reach is played in `crates/engine/src/net/tests.rs`, and with Linux in the
+//! lab.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rekindle_e2e::{HOST, Networks, Rekindle, Role};
+use rekindle_kit::invariant::networks_of;
+use rekindle_kit::require::requires_root;
+use rekindle_kit::story::Story;
+
+use crate::bare::counter;
+use crate::story;
+
+/// How long a process that was killed may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story(
+            "a network is one link and one table, and goes with its VM",
+            goes_with_its_vm,
+        ),
+        story(
+            "copies have networks of their own without being told",
+            copies,
+        ),
+        story(
+            "a network is gone after any process of its VM was killed",
+            killed,
+        ),
+        story("fifty cycles of copies with networks leave nothing", cycles)
+            .within(Duration::from_secs(300)),
+        story(
+            "networks that cannot be are refused before anything is made",
+            refusals,
+        ),
+    ]
+}
+
+/// What there is of networks on the host: two things each.
+fn things(rekindle: &Rekindle) -> anyhow::Result<usize> {
+    Ok(networks_of(rekindle.state())?.len())
+}
+
+fn run(rekindle: &Rekindle, name: &str, options: &str) -> anyhow::Result<()> {
+    let guest = rekindle.guest(&counter())?;
+    rekindle.does(&format!(
+        "run {guest} --net nat --name {name} --detach {options}"
+    ))?;
+    Ok(())
+}
+
+fn goes_with_its_vm(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let networks = Networks::enter("native-goes")?;
+    run(
+        rekindle,
+        "a",
+        "--publish 8080:80 --interfaces 2 --net-rate 100:20",
+    )?;
+    rekindle.follows("a")?.hears("n=3\n")?;
+    let inspected = rekindle.tells("inspect a")?;
+    let name = inspected["network"]["name"].as_str().context("a name")?;
+    ensure!(networks_of(rekindle.state())? == [format!("link {name}"), format!("table {name}")]);
+    let address = inspected["network"]["addresses"][0]
+        .as_str()
+        .context("an address")?;
+    ensure!(address.starts_with("198.18."), "{address}");
+    // Firecracker has its TAP devices to itself.
+    let firecracker = rekindle.one(Role::Firecracker)?.pid();
+    let links = fs::read_to_string(format!("/proc/{firecracker}/net/dev"))?;
+    for link in ["rktap0", "rktap1", "uplink"] {
+        ensure!(links.contains(link), "{links}");
+    }
+    ensure!(!links.contains("wan"), "{links}");
+    // The guest has nothing on its port, but that is what is asked.
+    let there = format!("{HOST}:8080").parse()?;
+    ensure!(networks.from_internet(there).is_err());
+    let said = rekindle.refuses(&format!(
+        "run {} --net nat --publish 8080:81",
+        rekindle.guest(&counter())?
+    ));
+    ensure!(said.is_err() || said?.contains("8080"));
+
+    rekindle
+        .does("stop a --kill")
+        .or_else(|_| rekindle.does("stop a"))?;
+    ensure!(
+        things(rekindle)? == 0,
+        "{:?}",
+        networks_of(rekindle.state())?
+    );
+    rekindle.does("rm a")?;
+    ensure!(things(rekindle)? == 0);
+    Ok(())
+}
+
+fn copies(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-copies")?;
+    run(rekindle, "a", "--deny 10.0.0.0/8 --publish 8080:80")?;
+    rekindle.follows("a")?.hears("n=3\n")?;
+    rekindle.does("snapshot create a --name base")?;
+    let egress = rekindle.tells("snapshot inspect base")?["devices"]["egress"].clone();
+    ensure!(egress["deny"][0] == "10.0.0.0/8", "{egress}");
+    // The original still has the port: copies publish none unless told to.
+    rekindle.does("restore base --name c --count 3")?;
+    ensure!(
+        things(rekindle)? == 8,
+        "{:?}",
+        networks_of(rekindle.state())?
+    );
+    let mut addresses = Vec::new();
+    for copy in ["c-1", "c-2", "c-3"] {
+        rekindle.follows(copy)?.hears("n=6\n")?;
+        let inspected = rekindle.tells(&format!("inspect {copy}"))?;
+        ensure!(
+            inspected["machine"]["nat"]["policy"]["deny"][0] == "10.0.0.0/8",
+            "{inspected}"
+        );
+        addresses.push(inspected["network"]["addresses"][0].to_string());
+    }
+    addresses.sort();
+    addresses.dedup();
+    ensure!(addresses.len() == 3, "{addresses:?}");
+    // Cut off, a copy has nothing on the host.
+    rekindle.does("restore base --name alone --net none")?;
+    ensure!(things(rekindle)? == 8);
+    for vm in ["a", "c-1", "c-2", "c-3", "alone"] {
+        rekindle.does(&format!("rm --force {vm}"))?;
+    }
+    ensure!(things(rekindle)? == 0);
+    Ok(())
+}
+
+fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-killed")?;
+    // A monitor that dies is replaced, and the guest keeps its network.
+    run(rekindle, "a", "--publish 8080:80")?;
+    rekindle.one(Role::Monitor)?.kill(GONE)?;
+    rekindle.does("ps")?;
+    ensure!(things(rekindle)? == 2);
+    // Firecracker dies: its monitor removes what there was.
+    rekindle.one(Role::Firecracker)?.kill(GONE)?;
+    rekindle.does("wait a").or_else(|_| rekindle.does("ps"))?;
+    ensure!(
+        things(rekindle)? == 0,
+        "{:?}",
+        networks_of(rekindle.state())?
+    );
+    rekindle.does("rm a")?;
+    // All of them die in one instant: the next command finds out.
+    run(rekindle, "b", "--publish 8080:80")?;
+    for role in [Role::Keeper, Role::Monitor, Role::Firecracker] {
+        rekindle.one(role)?.kill(GONE)?;
+    }
+    rekindle.does("ps")?;
+    ensure!(
+        things(rekindle)? == 0,
+        "{:?}",
+        networks_of(rekindle.state())?
+    );
+    rekindle.does("rm b")?;
+    // Somebody removes a directory by hand.
+    run(rekindle, "c", "")?;
+    for role in [Role::Keeper, Role::Monitor, Role::Firecracker] {
+        rekindle.one(role)?.kill(GONE)?;
+    }
+    fs::remove_dir_all(rekindle.vm("c"))?;
+    let found = rekindle.does("gc --dry-run")?;
+    ensure!(found.contains("network rk"), "{found:?}");
+    rekindle.does("gc")?;
+    ensure!(
+        things(rekindle)? == 0,
+        "{:?}",
+        networks_of(rekindle.state())?
+    );
+    ensure!(rekindle.does("gc")?.is_empty());
+    Ok(())
+}
+
+fn cycles(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-cycles")?;
+    run(rekindle, "a", "")?;
+    rekindle.does("snapshot create a --name base")?;
+    rekindle.does("rm --force a")?;
+    for _ in 0..10 {
+        rekindle.does("restore base --name c --count 5")?;
+        ensure!(things(rekindle)? == 10);
+        rekindle.does("rm --force c-1 c-2 c-3 c-4 c-5")?;
+        ensure!(
+            things(rekindle)? == 0,
+            "{:?}",
+            networks_of(rekindle.state())?
+        );
+    }
+    Ok(())
+}
+
+fn refusals(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-refused")?;
+    let guest = rekindle.guest(&counter())?;
+    let refused = |options: &str| {
+        rekindle
+            .tries(&format!("run {guest} {options}"))?
+            .refused(125)
+    };
+    for (options, word) in [
+        ("--publish 8080:80", "add --net nat"),
+        (
+            "--net nat --publish 8080:80 --publish 8080:81",
+            "published twice",
+        ),
+        ("--net nat --net-range 10.0.0.0/32", "no two addresses"),
+    ] {
+        let said = refused(options)?;
+        ensure!(said.contains(word), "{said}");
+    }
+    fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+    let said = refused("--net nat")?;
+    ensure!(said.contains("sysctl -w net.ipv4.ip_forward=1"), "{said}");
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    ensure!(things(rekindle)? == 0);
+    ensure!(rekindle.vms()?.is_empty());
+    Ok(())
+}
