@@ -18,6 +18,7 @@ use rekindle_store::{Root, Snapshot, SnapshotId, VmName};
 use super::config::{Agent, Balloon, BootConfig, DirtyPages};
 use super::portable::{self, Unportable, field};
 use super::restore::{RestoreConfig, TapOverride};
+use crate::net::policy::PolicyError;
 
 /// What a VM is booted from cannot be written down.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +99,9 @@ impl RebuildConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RebuildError {
+    /// What its network let through cannot be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// An older program made the snapshot, of a copy.
     #[error(
         "the snapshot {snapshot} does not say what its VM was booted from; say it with --kernel and --initrd"
@@ -164,7 +168,7 @@ pub fn boot_config(
     if portable::agent(snapshot).is_some() {
         config.agent = Agent::Expected;
     }
-    config.machine = portable::machine(root, snapshot, &like);
+    config.machine = portable::machine(root, snapshot, &like)?;
     // How much it held is in the state that cannot be read.
     config.machine.balloon = config.machine.balloon.map(|_| Balloon {
         amount_mib: Some(0),
