@@ -10,8 +10,8 @@ use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::config::Backend;
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
-use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check, policy};
+use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 
 use super::{Context, parse_duration};
 use crate::monitor::job::{Job, Task};
