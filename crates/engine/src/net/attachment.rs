@@ -298,14 +298,16 @@ impl Side {
 
 /// Makes a TAP device and rules of every kind in a namespace that is gone at once.
 pub(super) fn probe() -> Result<(), NetError> {
-    let mut policy = Policy::default();
-    policy.publish = vec![Published {
+    let published = Published {
         host: None,
         port: 1,
         guest_port: 1,
         protocol: Protocol::Tcp,
-    }];
-    let nat = Nat::new(policy);
+    };
+    let nat = Nat::new(Policy {
+        publish: vec![published],
+        ..Policy::default()
+    });
     namespace::enter(|namespace| {
         namespace.make_tap(&GuestLink::nth(0).tap)?;
         let mut here = Side::open()?;

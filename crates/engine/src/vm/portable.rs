@@ -163,14 +163,15 @@ pub fn policy(snapshot: &Snapshot) -> Result<Option<Policy>, PolicyError> {
     let read = |targets: &[Text]| -> Result<Vec<Target>, PolicyError> {
         targets.iter().map(|one| one.as_str().parse()).collect()
     };
-    let mut policy = Policy::default();
-    policy.outbound = match egress.outbound {
-        true => Outbound::On,
-        false => Outbound::Off,
-    };
-    policy.allow = read(&egress.allow)?;
-    policy.deny = read(&egress.deny)?;
-    Ok(Some(policy))
+    Ok(Some(Policy {
+        outbound: match egress.outbound {
+            true => Outbound::On,
+            false => Outbound::Off,
+        },
+        allow: read(&egress.allow)?,
+        deny: read(&egress.deny)?,
+        ..Policy::default()
+    }))
 }
 
 fn egress(nat: &Nat) -> Result<Egress, Unportable> {
