@@ -17,6 +17,9 @@ pub(crate) struct Arguments {
     /// How many kills of page servers at random moments, while the guest reads its memory
     #[arg(long, default_value_t = 300)]
     takeovers: u32,
+    /// How many copies with networks are made and destroyed; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    cycles: u32,
     /// How many random walks through memory, beside replay and page servers that die; 0 for none
     #[arg(long, value_name = "N", default_value_t = 3000)]
     walks: u32,
@@ -53,6 +56,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let mut failed = Vec::new();
     if arguments.kills > 0 {
         failed.extend(kills(workspace, arguments)?);
+    }
+    if arguments.cycles > 0 {
+        failed.extend(cycles(workspace, arguments)?);
     }
     if arguments.walks > 0 {
         failed.extend(walks(workspace, arguments)?);
@@ -197,6 +203,19 @@ fn kills(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>>
         package: "rekindle-e2e",
         target: "native",
         filter: "random",
+    };
+    stories.tell(workspace, arguments, environment)
+}
+
+fn cycles(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let assets = assets::open(workspace)?;
+    let mut environment = test::environment(workspace, &assets)?;
+    environment.push(("REKINDLE_CYCLES".into(), arguments.cycles.to_string()));
+    let stories = Stories {
+        what: "cycles of copies with networks",
+        package: "rekindle-e2e",
+        target: "native",
+        filter: "cycles of copies",
     };
     stories.tell(workspace, arguments, environment)
 }

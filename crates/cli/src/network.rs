@@ -15,7 +15,7 @@ pub(crate) struct NetworkArgs {
     /// Lead this port of the host into the guest: 8080:80, 127.0.0.1:53:53/udp
     #[arg(long, value_name = "[IP:]H:G[/udp]")]
     publish: Vec<Published>,
-    /// Let the guest reach only this: 10.0.0.0/8, 1.1.1.1:53/udp, [2001:db8::]/32
+    /// Let the guest reach only this: 10.0.0.0/8, 1.1.1.1:53/udp
     #[arg(long, value_name = "CIDR[:PORTS]")]
     allow: Vec<Target>,
     /// Do not let the guest reach this, also if it is allowed

@@ -7,7 +7,7 @@ pub mod guest;
 pub mod huge_pages;
 pub mod invariant;
 pub mod machine;
-mod nft;
+pub mod nft;
 pub mod processes;
 pub mod raw;
 pub mod require;

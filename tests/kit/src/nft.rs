@@ -13,7 +13,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 /// The names of all tables in the network of the calling thread. None where the kernel has no packet filter, or does not
 /// show it to this process.
-pub(crate) fn tables() -> io::Result<Vec<String>> {
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn tables() -> io::Result<Vec<String>> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let ask = NfTablesMessage::GetTable(TableMessage {

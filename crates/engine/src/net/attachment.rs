@@ -202,7 +202,7 @@ impl Attachment {
             let link = GuestLink::nth(n);
             namespace.make_tap(&link.tap)?;
             let tap = here.links.index(&link.tap)?;
-            steps = steps.up(tap);
+            steps = steps.up_as(tap, link.tap_mac);
             if has_v6 {
                 steps = steps.address(tap, link_local(1));
             }

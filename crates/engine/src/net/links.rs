@@ -156,6 +156,19 @@ impl Steps {
         self
     }
 
+    /// Gives a link that is off a MAC address, and switches it on.
+    pub(crate) fn up_as(mut self, link: u32, mac: [u8; 6]) -> Steps {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        message.attributes = vec![LinkAttribute::Address(mac.to_vec())];
+        self.push(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            "give a network link a MAC address".to_owned(),
+        );
+        self.up(link)
+    }
+
     /// Gives a link an address, and with it the way to its network.
     pub(crate) fn address(self, link: u32, net: IpNet) -> Steps {
         self.add_address(link, net, AddressFlags::empty())

@@ -108,6 +108,8 @@ impl Pair {
 pub struct GuestLink {
     /// The TAP device's name.
     pub tap: String,
+    /// The TAP device's MAC address: a copy knows it from its original, and asks nobody for it.
+    pub tap_mac: [u8; 6],
     /// The guest's MAC address.
     pub mac: String,
     /// The guest's addresses, with the length of their network.
@@ -123,6 +125,7 @@ impl GuestLink {
         let v6 = |host| Ipv6Addr::from_bits(GUEST_V6 | (u128::from(n) << 64) | host);
         GuestLink {
             tap: format!("rktap{n}"),
+            tap_mac: [0x06, 0x72, 0x6b, 0x00, 0x01, n],
             mac: format!("06:72:6b:00:00:{n:02x}"),
             guest: [
                 IpNet::V4(Ipv4Net::new_assert(v4(2), 30)),

@@ -250,8 +250,8 @@ impl VmDir {
         }
     }
 
-    /// Removes what the VM has of a network on the host, then the directory and all that is in it. Links are removed, never followed. Whoever wants to own it waits
-    /// for the hold; nothing is made in it meanwhile.
+    /// Removes what the VM has of a network on the host, then the directory and all that is in it. Links are removed,
+    /// never followed. Whoever wants to own it waits for the hold; nothing is made in it meanwhile.
     pub fn remove(&self, _hold: &Hold) -> Result<(), DirError> {
         self.undo_network()?;
         match std::fs::remove_dir_all(&self.path) {

@@ -1,6 +1,7 @@
 //! Linux guests on networks of their own: what they reach, and who reaches them.
 
 use std::io::Read;
+use std::net::TcpStream;
 
 use anyhow::{Context, ensure};
 use rekindle_e2e::{HOST, INTERNET, METADATA, Networks};
@@ -25,9 +26,12 @@ fn hears(linux: &Linux, vm: &str, there: &str, port: u16) -> anyhow::Result<Stri
     Ok(said.trim().to_owned())
 }
 
-/// What the internet is told by a published port.
+/// What the internet is told by a port of the host.
 fn tells(networks: &Networks, port: u16) -> anyhow::Result<String> {
-    let mut stream = networks.from_internet(format!("{HOST}:{port}").parse()?)?;
+    greeting(networks.from_internet(format!("{HOST}:{port}").parse()?)?)
+}
+
+fn greeting(mut stream: TcpStream) -> anyhow::Result<String> {
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
     Ok(said.trim().to_owned())
@@ -38,6 +42,9 @@ fn networks(linux: &Linux) -> anyhow::Result<()> {
     networks.internet_greets(INTERNET, 80, "internet")?;
     networks.internet_greets(METADATA, 80, "secret")?;
     networks.host_greets(81, "host")?;
+    // It is the rules that keep guests away: others get there.
+    ensure!(greeting(TcpStream::connect((METADATA, 80))?)? == "secret");
+    ensure!(tells(&networks, 81)? == "host");
     linux.boots("a", "--net nat --publish 8080:80")?;
     linux.types("a", "nc -ll -p 80 -e cat /n & echo $((40+2)) > /n\n")?;
 

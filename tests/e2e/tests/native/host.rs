@@ -2,7 +2,7 @@
 //! as it was.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -108,7 +108,8 @@ fn given_away(rekindle: &Rekindle) -> anyhow::Result<()> {
     fs::set_permissions(place, fs::Permissions::from_mode(0o711))?;
     chown(rekindle.state(), Some(NOBODY), Some(NOBODY))?;
     for part in fs::read_dir(rekindle.state())? {
-        chown(part?.path(), Some(NOBODY), Some(NOBODY))?;
+        // One is a link that leads nowhere: the installation's id.
+        lchown(part?.path(), Some(NOBODY), Some(NOBODY))?;
     }
     Ok(())
 }
