@@ -221,7 +221,15 @@ impl Attachment {
         }
         here.links.run(steps)?;
         here.rules.add(&inside(&self.nat, self.taps))?;
-        host.rules.add(&outside(&self.name, &self.nat, &pair))?;
+        let table = outside(&self.name, &self.nat, &pair);
+        match host.rules.add(&table) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // What an earlier attempt to start the VM left: its link went with its namespace.
+                host.rules.remove(&self.name)?;
+                host.rules.add(&table)?;
+            }
+            added => added?,
+        }
         Ok(pair)
     }
 

@@ -146,6 +146,12 @@ pub struct NftError {
     source: io::Error,
 }
 
+impl NftError {
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
 fn request(message: NfTablesMessage, flags: u16) -> Request<NetfilterMessage> {
     Request {
         message: NetfilterMessage::new(

@@ -197,6 +197,19 @@ fn nothing_is_left_whoever_undoes_it_and_how_often() {
 }
 
 #[test]
+fn what_is_started_anew_finds_what_the_first_attempt_left() {
+    let Some(world) = World::make() else { return };
+    let before = world.things();
+    let mut guest = world.guest("one", policy(|_| {}));
+    for _ in 0..2 {
+        let _running = guest.starts_anew();
+        assert_eq!(world.things().len(), before.len() + 2);
+    }
+    drop(guest);
+    assert_eq!(world.things(), before);
+}
+
+#[test]
 fn a_range_that_is_in_use_is_refused_in_words() {
     let Some(world) = World::make() else { return };
     let range = "198.18.7.0/31".parse().unwrap();

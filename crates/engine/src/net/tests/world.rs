@@ -323,6 +323,19 @@ impl Guest<'_> {
         })
     }
 
+    /// What runs in its namespace dies, and its owner starts it anew. It runs as long as what is returned.
+    pub(super) fn starts_anew(&mut self) -> File {
+        self.cable = None;
+        let attachment = self.attachment.as_ref().unwrap();
+        let tap = GuestLink::nth(0).tap;
+        let start = || sys::open_tap(&tap).unwrap();
+        let started = self
+            .world
+            .host
+            .within(|| Place::Attached(attachment).run(start));
+        started.unwrap()
+    }
+
     /// Its owner dies without a word.
     pub(super) fn forgotten(mut self) {
         self.dies();
