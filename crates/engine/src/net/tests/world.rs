@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rekindle_store::Root;
 use rustix::event::{PollFd, PollFlags};
@@ -37,9 +37,19 @@ impl Net {
     fn new(prepare: impl FnOnce() + Send) -> Net {
         let made = namespace::enter(|_| {
             prepare();
-            Ok(File::open("/proc/thread-self/ns/net").unwrap())
+            Ok(Net::here())
         });
-        Net(made.unwrap())
+        made.unwrap()
+    }
+
+    /// That of the calling thread.
+    fn here() -> Net {
+        Net(File::open("/proc/thread-self/ns/net").unwrap())
+    }
+
+    fn opens_tap(&self) -> File {
+        let tap = GuestLink::nth(0).tap;
+        self.within(|| sys::open_tap(&tap).unwrap())
     }
 
     fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
@@ -56,7 +66,15 @@ impl Net {
     }
 
     fn reaches(&self, there: SocketAddr) -> bool {
-        self.within(|| TcpStream::connect_timeout(&there, SILENCE).is_ok())
+        self.connects(there, SOON)
+    }
+
+    fn misses(&self, there: SocketAddr) -> bool {
+        !self.connects(there, SILENCE)
+    }
+
+    fn connects(&self, there: SocketAddr, within: Duration) -> bool {
+        self.within(|| TcpStream::connect_timeout(&there, within).is_ok())
     }
 
     fn reaches_by_udp(&self, there: SocketAddr) -> bool {
@@ -68,7 +86,13 @@ impl Net {
             };
             let socket = UdpSocket::bind(any).unwrap();
             socket.set_read_timeout(Some(SILENCE)).unwrap();
-            socket.send_to(b"?", there).is_ok() && socket.recv(&mut [0; 8]).is_ok()
+            let deadline = Instant::now() + SOON;
+            while Instant::now() < deadline {
+                if socket.send_to(b"?", there).is_ok() && socket.recv(&mut [0; 8]).is_ok() {
+                    return true;
+                }
+            }
+            false
         })
     }
 
@@ -91,6 +115,7 @@ impl Net {
 }
 
 /// A TCP port that is listened on. The kernel takes connections for it.
+#[derive(Debug)]
 pub(super) struct Listening(TcpListener);
 
 impl Listening {
@@ -189,6 +214,10 @@ impl World {
         self.internet.reaches(there)
     }
 
+    pub(super) fn internet_misses(&self, there: SocketAddr) -> bool {
+        self.internet.misses(there)
+    }
+
     pub(super) fn internet_reaches_by_udp(&self, there: SocketAddr) -> bool {
         self.internet.reaches_by_udp(there)
     }
@@ -232,7 +261,7 @@ impl World {
         let made = self.host.within(|| {
             let attachment =
                 Attachment::announce(&dir, installation, &format!("{number:08x}"), nat, 1)?;
-            let tap = Place::Attached(&attachment).run(|| sys::open_tap(&link.tap).unwrap())?;
+            let tap = Place::Attached(&attachment).run(Net::here)?.opens_tap();
             let index = Links::open().unwrap().index(attachment.name()).unwrap();
             Ok::<_, NetError>((attachment, tap, Pair::of(range, index)))
         });
@@ -295,6 +324,10 @@ impl Guest<'_> {
         self.net.reaches(there)
     }
 
+    pub(super) fn misses(&self, there: SocketAddr) -> bool {
+        self.net.misses(there)
+    }
+
     pub(super) fn reaches_by_udp(&self, there: SocketAddr) -> bool {
         self.net.reaches_by_udp(there)
     }
@@ -327,13 +360,11 @@ impl Guest<'_> {
     pub(super) fn starts_anew(&mut self) -> File {
         self.cable = None;
         let attachment = self.attachment.as_ref().unwrap();
-        let tap = GuestLink::nth(0).tap;
-        let start = || sys::open_tap(&tap).unwrap();
         let started = self
             .world
             .host
-            .within(|| Place::Attached(attachment).run(start));
-        started.unwrap()
+            .within(|| Place::Attached(attachment).run(Net::here));
+        started.unwrap().opens_tap()
     }
 
     /// Its owner dies without a word.
