@@ -30,11 +30,13 @@ pub(crate) fn environment(workspace: &Workspace, assets: &Assets) -> Result<Vec<
     let guest = assets.guest()?;
     let image = cache(workspace).join("base.ext4");
     assets.base_image(&image)?;
+    let registry = assets.registry()?;
     let mut named = vec![
         (FIRECRACKER_VARIABLE, firecracker.firecracker),
         ("REKINDLE_VMLINUX", guest.vmlinux),
         ("REKINDLE_INITRD", guest.initrd),
         ("REKINDLE_BASE_IMAGE", image),
+        ("REKINDLE_REGISTRY", registry),
     ];
     if let Some(jailer) = firecracker.jailer {
         named.push(("REKINDLE_JAILER", jailer));

@@ -32,6 +32,7 @@ pub mod lab;
 mod layer;
 mod modules;
 pub mod pins;
+mod registry;
 mod suite;
 
 use std::path::{Path, PathBuf};

@@ -12,7 +12,9 @@
 
 mod listener;
 mod network;
+pub mod oci;
 mod program;
+pub mod registry;
 mod rekindle;
 mod said;
 mod taps;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use rekindle_e2e::oci::{Entry, layer, layout};
 use rekindle_kit::story::Story;
 use serde_json::{Value, json};
 
@@ -24,55 +25,10 @@ pub(crate) fn stories() -> Vec<Story> {
     ]
 }
 
-/// What a file of a layer is.
-enum Entry<'a> {
-    File(&'a [u8], u32, u64),
-    Symlink(&'a str),
-}
-
-fn layer(entries: &[(&str, Entry<'_>)]) -> anyhow::Result<Vec<u8>> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (path, entry) in entries {
-        let mut header = tar::Header::new_gnu();
-        header.set_mtime(1_700_000_000);
-        match entry {
-            Entry::File(contents, mode, owner) => {
-                header.set_mode(*mode);
-                header.set_uid(*owner);
-                header.set_gid(*owner);
-                header.set_size(u64::try_from(contents.len())?);
-                builder.append_data(&mut header, path, *contents)?;
-            }
-            Entry::Symlink(target) => {
-                header.set_entry_type(tar::EntryType::Symlink);
-                header.set_size(0);
-                builder.append_link(&mut header, path, target)?;
-            }
-        }
-    }
-    Ok(builder.into_inner()?)
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
-fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> anyhow::Result<Value> {
-    let digest = sha256(bytes);
-    fs::write(layout.join("blobs/sha256").join(&digest), bytes)?;
-    let digest = format!("sha256:{digest}");
-    Ok(json!({"mediaType": kind, "digest": digest, "size": bytes.len()}))
-}
-
 /// An OCI image layout of two layers, with the base image's busybox in the first.
 fn oci_layout(linux: &Linux) -> anyhow::Result<PathBuf> {
     let place = linux.rekindle.state().join("tmp/oci");
-    fs::create_dir_all(place.join("blobs/sha256"))?;
+    fs::create_dir_all(&place)?;
     let busybox = busybox(linux, &place)?;
     let passwd = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1000::/srv:/bin/sh\n";
     let below = layer(&[
@@ -86,32 +42,11 @@ fn oci_layout(linux: &Linux) -> anyhow::Result<PathBuf> {
         ("srv/.wh.old", Entry::File(b"", 0o644, 0)),
         ("srv/new", Entry::File(b"new\n", 0o644, 0)),
     ])?;
-    let config = json!({
-        "architecture": "amd64", "os": "linux",
-        "config": {
-            "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $GREETING $PWD; busybox id -u; exit 5"],
-            "Env": ["GREETING=hello"], "WorkingDir": "/srv", "User": "web",
-        },
-        "rootfs": {"type": "layers", "diff_ids": [
-            format!("sha256:{}", sha256(&below)), format!("sha256:{}", sha256(&above)),
-        ]},
+    let execution = json!({
+        "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $GREETING $PWD; busybox id -u; exit 5"],
+        "Env": ["GREETING=hello"], "WorkingDir": "/srv", "User": "web",
     });
-    let kind = "application/vnd.oci.image.layer.v1.tar";
-    let layers = [blob(&place, kind, &below)?, blob(&place, kind, &above)?];
-    let config = blob(
-        &place,
-        "application/vnd.oci.image.config.v1+json",
-        config.to_string().as_bytes(),
-    )?;
-    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
-    let kind = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = blob(&place, kind, manifest.to_string().as_bytes())?;
-    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-    fs::write(place.join("index.json"), index.to_string())?;
-    fs::write(
-        place.join("oci-layout"),
-        r#"{"imageLayoutVersion": "1.0.0"}"#,
-    )?;
+    layout(&place, &[below, above], &execution)?;
     Ok(place)
 }
 

@@ -9,6 +9,7 @@ mod ends;
 mod foreign;
 mod host;
 mod huge;
+mod images;
 mod input;
 mod kills;
 mod library;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         disks::stories(),
         host::stories(),
         huge::stories(),
+        images::stories(),
         foreign::stories(),
         adopt::stories(),
         agent::stories(),

@@ -81,7 +81,9 @@ impl FromStr for Reference {
 }
 
 fn parse(text: &str) -> Result<Reference, &'static str> {
-    let (host, path) = text.split_once('/').ok_or("there is no name behind a /")?;
+    let (host, path) = text
+        .split_once('/')
+        .ok_or("no / parts the registry from the name")?;
     if !is_host(host) {
         return Err("it begins with no host; write localhost:5000 or registry.example.org");
     }
