@@ -154,13 +154,15 @@ impl Attachment {
         self.on_drop = OnDrop::Keep;
     }
 
-    /// Makes it, with a new namespace, and runs `start` there.
+    /// Runs `start` in a new namespace, and makes the connection while what was started gets ready. Firecracker wants its
+    /// TAP devices only when it is told of its machine.
     pub(super) fn run<T: Send>(&self, start: impl FnOnce() -> T + Send) -> Result<T, NetError> {
         let mut host = Side::open()?;
         let has_v6 = has_v6();
         let started = namespace::enter(|namespace| {
+            let started = start();
             let pair = self.connect(&mut host, namespace, has_v6)?;
-            Ok((pair, start()))
+            Ok((pair, started))
         });
         let (pair, started) = started?;
         if !self.nat.policy.publish.is_empty() {

@@ -231,8 +231,9 @@ impl Starting {
         id: &str,
         place: &Place<'_>,
     ) -> Result<ProcessId, StartError> {
-        let process = launch::start(program, &self.dir, id, place)?;
-        Ok(self.firecracker.insert(process).id().clone())
+        launch::start(program, &self.dir, id, place, &mut self.firecracker)?;
+        let process = self.firecracker.as_ref().expect("it was started");
+        Ok(process.id().clone())
     }
 
     /// The crew, once Firecracker's API answers.

@@ -50,13 +50,15 @@ pub enum StartError {
     },
 }
 
-/// Starts it in its place. It carries `id` as its `--id`, so that it can be found even if nobody wrote its pid down.
+/// Starts it in its place, and puts it into `started`, also if something fails after that. It carries `id` as its
+/// `--id`, so that it can be found even if nobody wrote its pid down.
 pub(crate) fn start(
     program: &Path,
     dir: &VmDir,
     id: &str,
     place: &Place<'_>,
-) -> Result<Process, StartError> {
+    started: &mut Option<Process>,
+) -> Result<(), StartError> {
     for name in [API_SOCKET, VSOCK_SOCKET] {
         let path = dir.file(name);
         match std::fs::remove_file(&path) {
@@ -76,11 +78,12 @@ pub(crate) fn start(
         .stderr(Console::guest_output(dir)?);
     // Another thread may start it, which knows of no runtime.
     let runtime = Handle::current();
-    let process = place.run(|| {
+    place.run(|| {
         let _on = runtime.enter();
-        firecracker.spawn()
-    })?;
-    Ok(process?)
+        *started = Some(firecracker.spawn()?);
+        Ok::<(), SpawnError>(())
+    })??;
+    Ok(())
 }
 
 /// Firecracker removes none of its sockets.
