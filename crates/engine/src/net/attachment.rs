@@ -5,13 +5,14 @@
 //! finds that it has none.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use ipnet::{IpNet, Ipv6Net};
 use rekindle_store::InstallationId;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::links::{Links, Steps};
@@ -19,7 +20,7 @@ use super::namespace::{self, Namespace};
 use super::nft::Nftables;
 use super::plan::{GuestLink, Nat, PREFIX, Pair, UPLINK, inside, outside};
 use super::policy::{Policy, Protocol, Published};
-use super::{NetError, set};
+use super::{NetError, ports, set};
 use crate::vm::dir::{NETWORK, VmDir};
 
 /// How often another link is made because its addresses are in use.
@@ -79,13 +80,21 @@ fn is_ours(name: &str) -> bool {
 /// A VM's connection with the host. Dropped while armed, it is undone.
 #[derive(Debug)]
 pub(crate) struct Attachment {
+    plan: Arc<Planned>,
+    /// Bound, so that nobody else gets the published ports.
+    _ports: Vec<OwnedFd>,
+    /// Who makes it, until somebody waits for that.
+    making: Mutex<Option<JoinHandle<Result<(), NetError>>>>,
+    on_drop: OnDrop,
+}
+
+/// What is to be made.
+#[derive(Debug)]
+struct Planned {
     dir: VmDir,
     name: String,
     nat: Nat,
     taps: u8,
-    /// Bound, so that nobody else gets the published ports.
-    _ports: Vec<OwnedFd>,
-    on_drop: OnDrop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,20 +116,19 @@ impl Attachment {
             .policy
             .publish
             .iter()
-            .map(take_port)
+            .map(ports::take)
             .collect::<Result<_, _>>()?;
-        let name = format!("{PREFIX}{installation}{vm_id}");
-        let note = Connection {
-            name: name.clone(),
-            addresses: Vec::new(),
-        };
-        note.write(dir)?;
-        Ok(Attachment {
+        let plan = Planned {
             dir: dir.clone(),
-            name,
+            name: format!("{PREFIX}{installation}{vm_id}"),
             nat,
             taps,
+        };
+        plan.note(Vec::new())?;
+        Ok(Attachment {
+            plan: Arc::new(plan),
             _ports: ports,
+            making: Mutex::default(),
             on_drop: OnDrop::Undo,
         })
     }
@@ -128,17 +136,16 @@ impl Attachment {
     /// That of a VM that is adopted, if it has one. Its ports are taken again, unless somebody was quicker.
     pub(crate) fn adopt(dir: &VmDir, nat: Nat) -> Option<Attachment> {
         let note = Connection::read(dir).ok()??;
+        let ports = nat.policy.publish.iter();
         Some(Attachment {
-            dir: dir.clone(),
-            name: note.name,
-            _ports: nat
-                .policy
-                .publish
-                .iter()
-                .filter_map(|one| take_port(one).ok())
-                .collect(),
-            nat,
-            taps: 0,
+            _ports: ports.filter_map(|one| ports::take(one).ok()).collect(),
+            plan: Arc::new(Planned {
+                dir: dir.clone(),
+                name: note.name,
+                nat,
+                taps: 0,
+            }),
+            making: Mutex::default(),
             on_drop: OnDrop::Keep,
         })
     }
@@ -146,7 +153,7 @@ impl Attachment {
     /// What its link and its table are called.
     #[cfg(test)]
     pub(super) fn name(&self) -> &str {
-        &self.name
+        &self.plan.name
     }
 
     /// Leaves it as it is when this is dropped.
@@ -154,17 +161,67 @@ impl Attachment {
         self.on_drop = OnDrop::Keep;
     }
 
-    /// Runs `start` in a new namespace, and makes the connection while what was started gets ready. Firecracker wants its
-    /// TAP devices only when it is told of its machine.
+    /// Runs `start` in a new namespace that has the TAP devices when this returns. All else is made meanwhile and later:
+    /// before the guest runs, [`Attachment::connected`] must say that it is there.
     pub(super) fn run<T: Send>(&self, start: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+        // Whatever became of an earlier attempt.
+        let _ = self.connected();
+        let (namespace, started) = namespace::enter(|namespace| {
+            let started = start();
+            for n in 0..self.plan.taps {
+                namespace.make_tap(&GuestLink::nth(n).tap)?;
+            }
+            Ok((namespace, started))
+        })?;
+        let plan = Arc::clone(&self.plan);
+        let making = thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || plan.make(&namespace))
+            .map_err(NetError::Thread)?;
+        *self.lock() = Some(making);
+        Ok(started)
+    }
+
+    /// Waits until it is made, and says whether it is.
+    pub(crate) fn connected(&self) -> Result<(), NetError> {
+        let Some(making) = self.lock().take() else {
+            return Ok(());
+        };
+        making
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<JoinHandle<Result<(), NetError>>>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // Nothing is made after this; what was not, is not needed.
+        let _ = self.connected();
+        if self.on_drop == OnDrop::Undo {
+            // What cannot be undone now is still written down.
+            let _ = undo(&self.plan.dir);
+        }
+    }
+}
+
+impl Planned {
+    fn note(&self, addresses: Vec<IpAddr>) -> Result<(), NetError> {
+        let note = Connection {
+            name: self.name.clone(),
+            addresses,
+        };
+        note.write(&self.dir)
+    }
+
+    /// Makes it, by a thread that is on the host.
+    fn make(&self, namespace: &Namespace) -> Result<(), NetError> {
         let mut host = Side::open()?;
         let has_v6 = has_v6();
-        let started = namespace::enter(|namespace| {
-            let started = start();
-            let pair = self.connect(&mut host, namespace, has_v6)?;
-            Ok((pair, started))
-        });
-        let (pair, started) = started?;
+        let pair = namespace.within(|| self.connect(&mut host, namespace, has_v6))?;
         if !self.nat.policy.publish.is_empty() {
             // Its packets may come from and go to 127.0.0.1, if the rules say so.
             set(
@@ -174,12 +231,7 @@ impl Attachment {
                 "1",
             )?;
         }
-        let note = Connection {
-            name: self.name.clone(),
-            addresses: pair.vm.into(),
-        };
-        note.write(&self.dir)?;
-        Ok(started)
+        self.note(pair.vm.into())
     }
 
     fn connect(
@@ -202,7 +254,6 @@ impl Attachment {
         }
         for n in 0..self.taps {
             let link = GuestLink::nth(n);
-            namespace.make_tap(&link.tap)?;
             let tap = here.links.index(&link.tap)?;
             steps = steps.up_as(tap, link.tap_mac);
             if has_v6 {
@@ -269,15 +320,6 @@ impl Attachment {
     }
 }
 
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        if self.on_drop == OnDrop::Undo {
-            // What cannot be undone now is still written down.
-            let _ = undo(&self.dir);
-        }
-    }
-}
-
 /// A link-local address. The one that the kernel takes by itself can be used after a second, and without one it asks
 /// nobody for a neighbour.
 fn link_local(host: u16) -> IpNet {
@@ -322,7 +364,7 @@ pub(super) fn probe() -> Result<(), NetError> {
         namespace.make_tap(&GuestLink::nth(0).tap)?;
         let mut here = Side::open()?;
         here.links
-            .run(Steps::default().pair("probe", UPLINK, namespace))?;
+            .run(Steps::default().pair("probe", UPLINK, &namespace))?;
         here.rules.add(&inside(&nat, 1))?;
         Ok(here
             .rules
@@ -354,40 +396,6 @@ fn remove_in(host: &mut Side, name: &str) -> Result<(), NetError> {
     host.rules.remove(name)?;
     host.links.remove(name)?;
     Ok(())
-}
-
-/// Takes a port of the host without listening there: the kernel gives it to nobody else.
-fn take_port(published: &Published) -> Result<OwnedFd, NetError> {
-    let kind = match published.protocol {
-        Protocol::Tcp => SocketType::STREAM,
-        Protocol::Udp => SocketType::DGRAM,
-    };
-    let take = |host: IpAddr| {
-        let family = match host {
-            IpAddr::V4(_) => AddressFamily::INET,
-            IpAddr::V6(_) => AddressFamily::INET6,
-        };
-        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-        if host == Ipv6Addr::UNSPECIFIED {
-            sockopt::set_ipv6_v6only(&socket, false)?;
-        }
-        bind(&socket, &SocketAddr::new(host, published.port))?;
-        Ok::<OwnedFd, rustix::io::Errno>(socket)
-    };
-    let taken = match published.host {
-        Some(host) => take(host),
-        None => match take(Ipv6Addr::UNSPECIFIED.into()) {
-            // A kernel without IPv6.
-            Err(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL) => {
-                take(Ipv4Addr::UNSPECIFIED.into())
-            }
-            taken => taken,
-        },
-    };
-    taken.map_err(|e| NetError::Port {
-        published: *published,
-        source: e.into(),
-    })
 }
 
 /// The names of all links and tables of the host that an installation may have made.

@@ -18,6 +18,7 @@ mod netlink;
 mod nft;
 pub mod plan;
 pub mod policy;
+mod ports;
 mod rules;
 pub mod sweep;
 #[expect(

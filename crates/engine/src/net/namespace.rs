@@ -12,13 +12,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space};
 
 use super::{NetError, sys};
 
 const TUN: &str = "/dev/net/tun";
 
-/// The namespace, for the thread that is in it.
+/// The namespace, held.
 pub(super) struct Namespace {
     itself: File,
 }
@@ -34,18 +34,22 @@ pub(super) fn check() -> Result<(), NetError> {
 
 /// Runs `start` in a new namespace. The processes that it starts stay there.
 pub(super) fn enter<T: Send>(
-    start: impl FnOnce(&Namespace) -> Result<T, NetError> + Send,
+    start: impl FnOnce(Namespace) -> Result<T, NetError> + Send,
 ) -> Result<T, NetError> {
     check()?;
-    // A namespace is a thread's own affair, and this one's ends with it.
+    in_a_thread(|| {
+        sys::leave_network().map_err(|e| NetError::Namespace(e.into()))?;
+        let itself = File::open("/proc/thread-self/ns/net").map_err(NetError::Namespace)?;
+        start(Namespace { itself })
+    })
+}
+
+/// A namespace is a thread's own affair, and this one's ends with it.
+fn in_a_thread<T: Send>(what: impl FnOnce() -> Result<T, NetError> + Send) -> Result<T, NetError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("namespace".to_owned())
-            .spawn_scoped(scope, || {
-                sys::leave_network().map_err(|e| NetError::Namespace(e.into()))?;
-                let itself = File::open("/proc/thread-self/ns/net").map_err(NetError::Namespace)?;
-                start(&Namespace { itself })
-            })
+            .spawn_scoped(scope, what)
             .map_err(NetError::Thread)?;
         thread
             .join()
@@ -54,6 +58,18 @@ pub(super) fn enter<T: Send>(
 }
 
 impl Namespace {
+    /// Does something in it.
+    pub(super) fn within<T: Send>(
+        &self,
+        what: impl FnOnce() -> Result<T, NetError> + Send,
+    ) -> Result<T, NetError> {
+        in_a_thread(|| {
+            move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(|e| NetError::Namespace(e.into()))?;
+            what()
+        })
+    }
+
     /// Makes a TAP device in it.
     pub(super) fn make_tap(&self, name: &str) -> Result<(), NetError> {
         // Opened for each, and in the new namespace, to which it belongs.

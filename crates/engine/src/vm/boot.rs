@@ -151,6 +151,9 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     let mut crew = starting.ready().await?;
     drives.ready().await?;
     record.boot = booted.await?;
+    if let Some(network) = &network {
+        network.connected()?;
+    }
 
     let configured = Instant::now();
     let done = crew

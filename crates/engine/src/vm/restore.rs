@@ -461,12 +461,12 @@ impl Prepared {
             drives.ready().await?;
         }
         let memory = memory_file(self.claim.dir(), &self.source, self.config.backend).await?;
-        let (source, config) = (&self.source, &self.config);
+        let (source, config, network) = (&self.source, &self.config, self.network.as_ref());
         let loaded = crew
             .guard(async |client| {
                 record.firecracker_version = Some(client.describe().await?.vmm_version);
                 record.timings.api_us = Some(micros(spawned));
-                load(client, source, config, &memory, record).await?;
+                load(client, source, config, &memory, record, network).await?;
                 record.timings.spawn_to_guest_us = Some(micros(spawned));
                 Ok::<(), RestoreError>(())
             })
@@ -541,6 +541,7 @@ async fn load(
     config: &RestoreConfig,
     memory: &MemoryBackend,
     record: &mut Record,
+    network: Option<&Attachment>,
 ) -> Result<(), RestoreError> {
     if let (Mismatch::Refuse, Some(ours)) = (config.mismatch, &record.firecracker_version) {
         let theirs = source.tip().manifest().firecracker.version.as_str();
@@ -568,6 +569,9 @@ async fn load(
     client.load_snapshot(&body).await?;
     record.timings.load_us = Some(micros(begun));
     record.state = State::Paused;
+    if let Some(network) = network {
+        network.connected()?;
+    }
     if config.then == Then::Run {
         let begun = Instant::now();
         client.resume().await?;

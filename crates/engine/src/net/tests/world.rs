@@ -262,6 +262,7 @@ impl World {
             let attachment =
                 Attachment::announce(&dir, installation, &format!("{number:08x}"), nat, 1)?;
             let tap = Place::Attached(&attachment).run(Net::here)?.opens_tap();
+            attachment.connected()?;
             let index = Links::open().unwrap().index(attachment.name()).unwrap();
             Ok::<_, NetError>((attachment, tap, Pair::of(range, index)))
         });
@@ -360,11 +361,11 @@ impl Guest<'_> {
     pub(super) fn starts_anew(&mut self) -> File {
         self.cable = None;
         let attachment = self.attachment.as_ref().unwrap();
-        let started = self
-            .world
-            .host
-            .within(|| Place::Attached(attachment).run(Net::here));
-        started.unwrap().opens_tap()
+        self.world.host.within(|| {
+            let started = Place::Attached(attachment).run(Net::here).unwrap();
+            attachment.connected().unwrap();
+            started.opens_tap()
+        })
     }
 
     /// Its owner dies without a word.
