@@ -6,12 +6,23 @@
 //! base  (Full)   data  data  zero  data
 //! Flat           tip   base  zero  zero
 //! ```
+//!
+//! A page server resolves it when it opens a chain ([`Flat`]); [`Store::flatten`] makes a snapshot of it that needs
+//! none of the others.
 
+use crate::disk::copy_disk;
 use crate::file::{At, FileError, create_new};
+use crate::layout::{SnapshotId, SnapshotName};
+use crate::manifest::{
+    Backing, BackingParts, Devices, Drive, DriveParts, Kind, Manifest, ManifestParts,
+};
 use crate::pages::{LayerKind, PageKind, Pages};
-use crate::snapshot::Snapshot;
+use crate::publish::{BeginError, Draft, PublishError, Step};
+use crate::snapshot::{LeaseError, Snapshot, WORKING_SET};
 use crate::sparse::copy_range;
+use crate::store::{ChainError, Store};
 use crate::unit::{ByteSize, PageCount, PageNumber, index, length};
+use crate::verify::VerifyError;
 use std::path::Path;
 use thiserror::Error;
 
@@ -92,6 +103,45 @@ pub enum FlattenError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+/// Why no Full snapshot was made of a chain.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FlattenSnapshotError {
+    /// It stands alone already.
+    #[error("snapshot {id} is a Full snapshot and builds on no other")]
+    Flat {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// A snapshot of the chain cannot be used.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// It was removed meanwhile.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A snapshot of the chain is damaged, and the damage would get a checksum of its own.
+    #[error("snapshot {id} of the chain is damaged")]
+    Damaged {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where.
+        #[source]
+        source: VerifyError,
+    },
+    /// The new one could not be begun.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+    /// The memory could not be put together.
+    #[error(transparent)]
+    Memory(#[from] FlattenError),
+    /// A file could not be copied.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The new one could not be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
 
 impl LayerIndex {
@@ -239,4 +289,95 @@ pub fn flatten_to(chain: &[Snapshot], path: &Path) -> Result<(), FlattenError> {
         let _ = std::fs::remove_file(path);
     }
     Ok(written?)
+}
+
+impl Store {
+    /// Makes a Full snapshot that is what `tip` is with all that it builds on: memory, state, disks, working set.
+    ///
+    /// The chain stays as it is. Its contents are verified first. `progress` is told as while publishing.
+    ///
+    /// # Errors
+    /// A [`FlattenSnapshotError`]; nothing is left of the new snapshot then.
+    pub fn flatten(
+        &self,
+        tip: Snapshot,
+        name: Option<SnapshotName>,
+        progress: impl FnMut(Step),
+    ) -> Result<Snapshot, FlattenSnapshotError> {
+        if tip.manifest().parent().is_none() {
+            return Err(FlattenSnapshotError::Flat { id: tip.id() });
+        }
+        let _lease = tip.lease()?;
+        let draft = self.begin(name)?;
+        let chain = self.chain(tip)?;
+        for layer in &chain {
+            layer
+                .verify()
+                .map_err(|source| FlattenSnapshotError::Damaged {
+                    id: layer.id(),
+                    source,
+                })?;
+        }
+        flatten_to(&chain, &draft.memory_path())?;
+        let tip = chain.last().expect("a chain has a tip");
+        copy_rest(tip, &draft)?;
+        Ok(draft.publish_with(full_parts(tip.manifest()), progress)?)
+    }
+}
+
+/// Copies all but the memory.
+fn copy_rest(tip: &Snapshot, draft: &Draft) -> Result<(), FileError> {
+    copy_disk(&tip.vmstate_path(), &draft.vmstate_path())?;
+    for drive in &tip.manifest().devices.drives {
+        if let Backing::Layer { file, .. } = &drive.backing {
+            draft.copy_disk(&drive.id, &tip.dir().join(file))?;
+        }
+    }
+    match copy_disk(&tip.working_set_path(), &draft.dir().join(WORKING_SET)) {
+        // None was recorded.
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn full_parts(manifest: &Manifest) -> ManifestParts {
+    let Manifest {
+        firecracker,
+        host,
+        machine,
+        boot,
+        devices,
+        memory,
+        notes,
+        ..
+    } = manifest.clone();
+    let drive = |drive: Drive| DriveParts {
+        id: drive.id,
+        path: drive.path,
+        read_only: drive.read_only,
+        root: drive.root,
+        limits: drive.limits,
+        backing: match drive.backing {
+            Backing::Layer { .. } => BackingParts::Layer,
+            Backing::Image { name, .. } => BackingParts::Image(name),
+            Backing::Host { path, .. } => BackingParts::Host(path),
+        },
+    };
+    ManifestParts {
+        kind: Kind::Full,
+        firecracker,
+        host,
+        machine,
+        boot,
+        devices: Devices {
+            drives: devices.drives.into_iter().map(drive).collect(),
+            interfaces: devices.interfaces,
+            vsock: devices.vsock,
+            balloon: devices.balloon,
+            egress: devices.egress,
+        },
+        memory,
+        removed: Vec::new(),
+        notes,
+    }
 }

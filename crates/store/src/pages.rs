@@ -388,29 +388,34 @@ impl Pages {
     }
 
     fn check_kinds(&self) -> Result<(), PagesError> {
+        /// The high bit of each page of a word.
+        const HIGH: u64 = 0xaaaa_aaaa_aaaa_aaaa;
         let pages = self.len().get();
-        for (at, &byte) in (0_u64..).step_by(4).zip(&self.kinds) {
-            for (page, shift) in (at..at + PAGES_PER_BYTE).zip([0, 2, 4, 6]) {
-                let kind = PageKind::from_bits(byte >> shift & 0b11);
-                let allowed = match kind {
-                    _ if page >= pages => kind == Some(PageKind::Zero),
-                    Some(PageKind::Unchanged) => self.layer == LayerKind::Diff,
-                    Some(PageKind::Zero | PageKind::Data) => true,
-                    None => false,
-                };
-                match allowed {
-                    true => {}
-                    false if page >= pages => return Err(PagesError::Padding),
-                    false => {
-                        return Err(PagesError::Kind {
-                            page: PageNumber::new(page),
-                        });
-                    }
-                }
+        // A chain has a file of these for each layer, so 32 pages are looked at in one go.
+        for (at, word) in (0_u64..).step_by(32).zip(self.kinds.as_chunks().0) {
+            let word = u64::from_le_bytes(*word);
+            let wrong = match self.layer {
+                LayerKind::Full => word & HIGH,
+                LayerKind::Diff => word & word << 1 & HIGH,
+            };
+            // The pages of the last word that do not exist.
+            let beyond = word & u64::MAX.checked_shl(bits(pages - at)).unwrap_or(0);
+            if beyond != 0 {
+                return Err(PagesError::Padding);
+            }
+            if wrong != 0 {
+                return Err(PagesError::Kind {
+                    page: PageNumber::new(at + u64::from(wrong.trailing_zeros() / 2)),
+                });
             }
         }
         Ok(())
     }
+}
+
+/// How many bits of a word so many pages take; more than it has if there are more.
+fn bits(pages: u64) -> u32 {
+    u32::try_from(pages.saturating_mul(2)).unwrap_or(u32::MAX)
 }
 
 struct Header {

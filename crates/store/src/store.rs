@@ -55,7 +55,10 @@ pub enum RemoveError {
         id: SnapshotId,
     },
     /// A Diff needs it.
-    #[error("snapshot {id} is the parent of {}", list(children))]
+    #[error(
+        "snapshot {id} is the parent of {}; flatten that to keep it without its parents, or remove it first",
+        list(children)
+    )]
     HasChildren {
         /// The snapshot.
         id: SnapshotId,

@@ -1,4 +1,4 @@
-//! `rekindle snapshot`: create, ls, inspect, verify, rm; rebuild is in `rebuild.rs`.
+//! `rekindle snapshot`: create, ls, inspect, verify, flatten, rm; rebuild is in `rebuild.rs`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -33,6 +33,8 @@ pub(crate) enum Verb {
     /// Compares all contents of a snapshot, and of those it builds on, with their checksums
     Verify(One),
     Rebuild(Rebuild),
+    /// Makes a Full snapshot of a Diff and all that it builds on, which stay
+    Flatten(Flatten),
     /// Removes snapshots; refused while a VM or another snapshot needs them
     Rm(Rm),
 }
@@ -93,6 +95,18 @@ pub(crate) struct One {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Flatten {
+    /// The Diff snapshot, by name or id
+    snapshot: String,
+    /// A name for the new snapshot
+    #[arg(long, value_name = "N")]
+    name: Option<SnapshotName>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Rm {
     /// The snapshots, by name or id
     #[arg(required = true, value_name = "SNAPSHOT")]
@@ -110,6 +124,7 @@ impl Verb {
             }
             Verb::Verify(one) => one.verify(context),
             Verb::Rebuild(rebuild) => rebuild.run(context),
+            Verb::Flatten(flatten) => flatten.run(context),
             Verb::Rm(rm) => rm.run(context),
         }
     }
@@ -335,6 +350,20 @@ impl One {
             self.snapshot,
             layers.len()
         ))
+    }
+}
+
+impl Flatten {
+    fn run(self, context: &Context) -> Result<()> {
+        let engine = context.engine_for_reading()?;
+        let tip = engine.snapshot(&self.snapshot)?;
+        let waiting = output::waiting(format!("verifying and flattening {}", self.snapshot));
+        let flat = engine.store().flatten(tip, self.name, |_| {})?;
+        drop(waiting);
+        if self.json {
+            return output::json(&serde_json::json!({ "id": flat.id() }));
+        }
+        output::line(flat.id().to_string())
     }
 }
 

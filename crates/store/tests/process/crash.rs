@@ -33,13 +33,10 @@ fn publish_until(point: &str, root: &Path) {
         .unwrap();
 }
 
-/// Runs this very test in a child, which dies at `point` of publishing in `root`.
-fn crash(point: &str, root: &Path) {
+/// Runs the test `name`, which is this very one, in a child, which dies at `point` of what it does in `root`.
+fn crash(name: &str, point: &str, root: &Path) {
     let status = Command::new(env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "crash::whoever_dies_at_any_step_leaves_a_whole_snapshot_or_a_leftover",
-        ])
+        .args(["--exact", name])
         .env(ROOT, root)
         .env(POINT, point)
         .output()
@@ -50,6 +47,7 @@ fn crash(point: &str, root: &Path) {
 
 #[test]
 fn whoever_dies_at_any_step_leaves_a_whole_snapshot_or_a_leftover() {
+    const ME: &str = "crash::whoever_dies_at_any_step_leaves_a_whole_snapshot_or_a_leftover";
     if let (Some(root), Ok(point)) = (env::var_os(ROOT), env::var(POINT)) {
         publish_until(&point, root.as_ref());
         unreachable!("the child dies at {point}");
@@ -61,7 +59,7 @@ fn whoever_dies_at_any_step_leaves_a_whole_snapshot_or_a_leftover() {
     {
         let fixture = Fixture::new();
         let root = fixture.store.root();
-        crash(point, root.path());
+        crash(ME, point, root.path());
         let list = fixture.store.list().unwrap();
         let left = collect(root, Mode::Report).unwrap();
         if matches!(point, "Renamed" | "Published") {
@@ -86,5 +84,51 @@ fn whoever_dies_at_any_step_leaves_a_whole_snapshot_or_a_leftover() {
         assert_eq!(collect(root, Mode::Reclaim).unwrap(), left[..1], "{point}");
         assert_eq!(fixture.store.list().unwrap().len(), 1);
         assert_eq!(root.tmp().read_dir().unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn whoever_dies_while_flattening_leaves_the_chain_and_a_whole_snapshot_or_a_leftover() {
+    const ME: &str =
+        "crash::whoever_dies_while_flattening_leaves_the_chain_and_a_whole_snapshot_or_a_leftover";
+    if let (Some(root), Ok(point)) = (env::var_os(ROOT), env::var(POINT)) {
+        let store = Fixture::at(root.as_ref()).store;
+        let tip = store.snapshot("tip").unwrap();
+        let name = Some("flat".parse().unwrap());
+        store
+            .flatten(tip, name, |step| {
+                if format!("{step:?}") == point {
+                    die();
+                }
+            })
+            .unwrap();
+        unreachable!("the child dies at {point}");
+    }
+    for step in Step::ALL {
+        let point = format!("{step:?}");
+        let fixture = Fixture::new();
+        let base = fixture.full(None, &mixed());
+        let kind = Kind::Diff { parent: base.id() };
+        let tip = fixture
+            .draft(Some("tip"), &mixed())
+            .publish(parts(kind))
+            .unwrap();
+        crash(ME, &point, fixture.store.root().path());
+        for snapshot in [base, tip] {
+            snapshot.verify().unwrap();
+        }
+        collect(fixture.store.root(), Mode::Reclaim).unwrap();
+        match fixture.store.snapshot("flat") {
+            Ok(flat) => {
+                assert!(matches!(step, Step::Renamed | Step::Published), "{point}");
+                flat.verify().unwrap();
+            }
+            Err(_) => {
+                assert_eq!(fixture.store.list().unwrap().len(), 2, "{point}");
+                let tip = fixture.store.snapshot("tip").unwrap();
+                let name = Some("flat".parse().unwrap());
+                fixture.store.flatten(tip, name, |_| {}).unwrap();
+            }
+        }
     }
 }

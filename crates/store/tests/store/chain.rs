@@ -2,7 +2,10 @@ use crate::fixture::{Fixture, PAGES, Written, contents, data_pages, given_data, 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_store::Snapshot;
-use rekindle_store::flatten::{Flat, FlatError, FlatRun, FlattenError, Source, flatten_to};
+use rekindle_store::collect::{Mode, collect};
+use rekindle_store::flatten::{
+    Flat, FlatError, FlatRun, FlattenError, FlattenSnapshotError, Source, flatten_to,
+};
 use rekindle_store::manifest::Kind;
 use rekindle_store::pages::Pages;
 use rekindle_store::snapshot::OpenError;
@@ -175,6 +178,18 @@ proptest! {
         flatten_to(&chain, &path).unwrap();
         prop_assert!(std::fs::read(&path).unwrap() == expected, "the flattened file");
         prop_assert_eq!(data_pages(&path), given_data(&model), "zeros are holes");
+
+        let tip = fixture.store.snapshot(&chain.last().unwrap().id().to_string()).unwrap();
+        let depth = chain.len();
+        match fixture.store.flatten(tip, None, |_| {}) {
+            Ok(full) => {
+                prop_assert!(depth > 1);
+                prop_assert_eq!(full.manifest().kind, Kind::Full);
+                full.verify().unwrap();
+                prop_assert!(std::fs::read(full.memory_path()).unwrap() == expected, "the flattened snapshot");
+            }
+            Err(error) => prop_assert!(depth == 1 && matches!(error, FlattenSnapshotError::Flat { .. }), "{}", error),
+        }
     }
 }
 
@@ -193,4 +208,71 @@ fn a_run_is_cut_at_its_limit_and_at_the_end() {
     assert_eq!(run(256, 1), None);
     assert_eq!(run(u64::MAX, 1), None);
     assert_eq!(run(0, 0), None);
+}
+
+#[test]
+fn a_flattened_snapshot_has_all_of_the_tip_and_needs_none_of_its_parents() {
+    let fixture = Fixture::new();
+    let base = fixture.full(Some("base"), &mixed());
+    let tip = fixture.diff(base.id(), &[Written::Data(7); PAGES]);
+    std::fs::write(tip.working_set_path(), "a hint").unwrap();
+    let (base_id, tip_id) = (base.id(), tip.id());
+    let expected = tip.manifest().clone();
+    let flat = fixture
+        .store
+        .flatten(tip, Some("flat".parse().unwrap()), |_| {})
+        .unwrap();
+    fixture.store.remove(tip_id).unwrap();
+    fixture.store.remove(base_id).unwrap();
+    flat.verify().unwrap();
+    let manifest = fixture.store.snapshot("flat").unwrap().manifest().clone();
+    assert_eq!(manifest.devices, expected.devices);
+    assert_eq!(manifest.files.vmstate, expected.files.vmstate);
+    assert_eq!(manifest.notes, expected.notes);
+    assert_eq!(std::fs::read(flat.working_set_path()).unwrap(), b"a hint");
+}
+
+#[test]
+fn damage_is_not_flattened_into_a_sound_snapshot() {
+    let fixture = Fixture::new();
+    let base = fixture.full(None, &[Written::Data(1); PAGES]);
+    let tip = fixture.diff(base.id(), &mixed());
+    let memory = std::fs::File::options()
+        .write(true)
+        .open(base.memory_path())
+        .unwrap();
+    memory.write_all_at(b"x", 5000).unwrap();
+    let before = fixture.entries();
+    let error = fixture.store.flatten(tip, None, |_| {}).unwrap_err();
+    assert!(
+        matches!(error, FlattenSnapshotError::Damaged { id, .. } if id == base.id()),
+        "{error}"
+    );
+    assert_eq!(fixture.entries(), before);
+}
+
+#[test]
+fn nothing_writes_to_memory_files_that_something_maps() {
+    let fixture = Fixture::new();
+    let base = fixture.full(None, &mixed());
+    let tip = fixture.diff(base.id(), &mixed());
+    let stamp = |snapshot: &Snapshot| {
+        let meta = std::fs::metadata(snapshot.memory_path()).unwrap();
+        (
+            std::os::unix::fs::MetadataExt::ino(&meta),
+            meta.modified().unwrap(),
+            std::fs::read(snapshot.memory_path()).unwrap(),
+        )
+    };
+    let leases = [base.lease().unwrap(), tip.lease().unwrap()];
+    let (before_base, before_tip) = (stamp(&base), stamp(&tip));
+    let later = fixture.diff(tip.id(), &mixed());
+    fixture.store.flatten(later, None, |_| {}).unwrap();
+    collect(fixture.store.root(), Mode::Reclaim).unwrap();
+    for snapshot in [&base, &tip] {
+        assert!(fixture.store.remove(snapshot.id()).is_err());
+        snapshot.verify().unwrap();
+    }
+    assert!(stamp(&base) == before_base && stamp(&tip) == before_tip);
+    drop(leases);
 }

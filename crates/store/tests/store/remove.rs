@@ -51,7 +51,7 @@ fn a_parent_is_not_removed_before_its_children() {
         matches!(&error, RemoveError::HasChildren { children, .. } if *children == [child.id()])
     );
     assert!(
-        error.to_string().ends_with(&child.id().to_string()),
+        error.to_string().contains(&format!("of {};", child.id())),
         "{error}"
     );
     fixture.store.remove(child.id()).unwrap();

@@ -93,7 +93,17 @@ fn on_top_of_diffs(rekindle: &Rekindle) -> anyhow::Result<()> {
         "{said}"
     );
     rekindle.does("snapshot verify latest")?;
-    Ok(())
+    flattened(rekindle)
+}
+
+/// A Full snapshot with the bytes of the whole chain goes on without it.
+fn flattened(rekindle: &Rekindle) -> anyhow::Result<()> {
+    rekindle.does("snapshot flatten latest --name flat")?;
+    rekindle.refuses("snapshot flatten flat")?;
+    rekindle.does("snapshot rm latest later base")?;
+    ensure!(manifest(rekindle, "flat")?["kind"] == "full");
+    rekindle.does("snapshot verify flat")?;
+    copies_are_right(rekindle, "flat")
 }
 
 fn a_copy_of_a_copy(rekindle: &Rekindle) -> anyhow::Result<()> {
