@@ -84,7 +84,7 @@ impl Client {
         self
     }
 
-    /// How long creating or loading a snapshot may take; as long as it takes unless set.
+    /// How long creating or loading a snapshot may take, and starting a guest; as long as it takes unless set.
     #[must_use]
     pub fn with_snapshot_deadline(mut self, deadline: Duration) -> Client {
         self.snapshot_deadline = Some(deadline);

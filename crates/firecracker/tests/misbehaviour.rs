@@ -222,7 +222,7 @@ async fn a_slow_answer_runs_into_the_deadline_and_is_never_taken_for_another() {
     let late = Arc::clone(&gate);
     let fake = first(move || Reply::fault("too late").behind(&late));
     let client = Client::new(fake.socket()).with_deadline(Duration::from_millis(60));
-    let error = client.start().await.unwrap_err();
+    let error = client.flush_metrics().await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { deadline, .. } if deadline.as_millis() == 60));
     gate.wait();
     let client = client.with_deadline(LONG);
@@ -238,7 +238,7 @@ async fn silence_and_dripping_run_into_the_deadline_too() {
     for reply in replies {
         let fake = first(reply);
         let client = Client::new(fake.socket()).with_deadline(Duration::from_millis(50));
-        let error = client.start().await.expect_err("no answer");
+        let error = client.flush_metrics().await.expect_err("no answer");
         assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
         let client = client.with_deadline(LONG);
         client.describe().await.expect("all is well again");
@@ -247,7 +247,7 @@ async fn silence_and_dripping_run_into_the_deadline_too() {
 }
 
 #[tokio::test]
-async fn snapshots_have_a_deadline_of_their_own() {
+async fn snapshots_and_a_start_have_a_deadline_of_their_own() {
     let create = SnapshotCreateParams::full("vmstate", "memory");
     let load = SnapshotLoadParams::new("vmstate", MemoryBackend::file("memory"));
 
@@ -261,12 +261,16 @@ async fn snapshots_have_a_deadline_of_their_own() {
         .load_snapshot(&load)
         .await
         .expect("as long as it takes");
+    client.start().await.expect("as long as it takes");
 
     let fake = first(Reply::silence);
     let client = Client::new(fake.socket()).with_snapshot_deadline(Duration::from_millis(20));
     let error = client.create_snapshot(&create).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
-    client.start().await.expect("ordinary calls have 10 s");
+    client
+        .flush_metrics()
+        .await
+        .expect("ordinary calls have 10 s");
 }
 
 /// Waits until the first request has come.

@@ -90,9 +90,12 @@ impl Client {
 
 /// The guest's life.
 impl Client {
-    /// `PUT /actions` `InstanceStart`: starts the guest.
+    /// `PUT /actions` `InstanceStart`: starts the guest. Firecracker reads kernel and initrd now, so how long that takes is
+    /// the disk's affair, and it has the deadline of snapshots.
     pub async fn start(&self) -> Result<(), CallError> {
-        self.put_action(&InstanceActionInfo::new(ActionType::InstanceStart))
+        let start = InstanceActionInfo::new(ActionType::InstanceStart);
+        let path = "/actions".to_owned();
+        self.tell_within(self.snapshot_deadline, Method::PUT, path, &start)
             .await
     }
 
