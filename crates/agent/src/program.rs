@@ -77,8 +77,10 @@ fn lacking(what: &'static str) -> impl Fn(Errno) -> Refusal {
 
 /// Starts a program. `guest_env` is what every program of the guest gets, where its own environment says nothing else.
 pub(crate) fn start(exec: &Exec, guest_env: &[(String, String)]) -> Result<Program, Refusal> {
-    let identity = exec.user.as_deref().map(users::identity).transpose()?;
-    let mut command = command(exec, guest_env)?;
+    let user = exec.user.as_deref().map(users::user).transpose()?;
+    let home = user.as_ref().map(|user| user.home.as_str());
+    let mut command = command(exec, guest_env, home)?;
+    let identity = user.map(|user| user.identity);
     let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(lacking("descriptors"))?;
     let (ends, on_terminal) = match exec.tty {
@@ -112,7 +114,11 @@ pub(crate) fn unusable(env: &[(String, String)]) -> Option<String> {
     })
 }
 
-fn command(exec: &Exec, guest_env: &[(String, String)]) -> Result<Command, Refusal> {
+fn command(
+    exec: &Exec,
+    guest_env: &[(String, String)],
+    home: Option<&str>,
+) -> Result<Command, Refusal> {
     let mut words = exec.argv.iter().chain(&exec.dir);
     if exec.argv.is_empty() || words.any(|word| word.contains('\0')) {
         let words = "a program needs a name, and none of its words can have a zero byte";
@@ -130,7 +136,9 @@ fn command(exec: &Exec, guest_env: &[(String, String)]) -> Result<Command, Refus
     command.args(&exec.argv[1..]);
     command
         .env_clear()
-        .envs(guest_env.iter().chain(&exec.env).map(|(k, v)| (k, v)));
+        .envs(guest_env.iter().map(|(k, v)| (k, v)))
+        .envs(home.map(|home| ("HOME", home)))
+        .envs(exec.env.iter().map(|(k, v)| (k, v)));
     command.current_dir(dir);
     Ok(command)
 }

@@ -7,14 +7,22 @@ use rustix::process::{Gid, Uid};
 
 use crate::sys::Identity;
 
+/// A user of the guest.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) identity: Identity,
+    /// The home directory; `/` of a number that the guest's files do not know, as in containers.
+    pub(crate) home: String,
+}
+
 /// Who `user`, `uid`, `user:group` or any mixture of these is.
-pub(crate) fn identity(wanted: &str) -> Result<Identity, Refusal> {
+pub(crate) fn user(wanted: &str) -> Result<User, Refusal> {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let group = fs::read_to_string("/etc/group").unwrap_or_default();
     look_up(wanted, &passwd, &group)
 }
 
-fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<Identity, Refusal> {
+fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<User, Refusal> {
     let (user, group_wanted) = match wanted.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (wanted, None),
@@ -37,10 +45,14 @@ fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<Identity, Refusal>
     if let (Some(name), None) = (name, group_wanted) {
         groups.extend(groups_of(name, group).filter(|other| other.as_raw() != gid));
     }
-    Ok(Identity {
-        uid: Uid::from_raw(uid),
-        gid: Gid::from_raw(gid),
-        groups,
+    let home = entry.as_ref().and_then(|fields| fields.get(5)).copied();
+    Ok(User {
+        identity: Identity {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            groups,
+        },
+        home: home.filter(|home| !home.is_empty()).unwrap_or("/").to_owned(),
     })
 }
 
@@ -79,7 +91,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:34:\nlogs:x:40:web,root\n";
 
     fn look(wanted: &str) -> (u32, u32, Vec<u32>) {
-        let identity = look_up(wanted, PASSWD, GROUP).unwrap();
+        let User { identity, .. } = look_up(wanted, PASSWD, GROUP).unwrap();
         let groups = identity.groups.iter().map(|gid| gid.as_raw()).collect();
         (identity.uid.as_raw(), identity.gid.as_raw(), groups)
     }
@@ -91,6 +103,15 @@ mod tests {
         assert_eq!(look("web:logs"), (33, 40, vec![40]));
         assert_eq!(look("web:77"), (33, 77, vec![77]));
         assert_eq!(look("1000"), (1000, 1000, vec![1000]));
+    }
+
+    #[test]
+    fn a_user_is_at_home_where_the_guest_says() {
+        let home = |wanted| look_up(wanted, PASSWD, GROUP).unwrap().home;
+        assert_eq!(
+            ["root", "33:logs", "1000"].map(home),
+            ["/root", "/srv", "/"]
+        );
     }
 
     #[test]
