@@ -363,8 +363,9 @@ impl Server {
             done += self.read_from_disk(done, run.count - filled.done)?;
         }
         self.pending.drain(..done);
-        self.last_answer = Instant::now();
-        self.spin.answered();
+        let now = Instant::now();
+        self.spin.answered(now - self.last_answer);
+        self.last_answer = now;
         if self.pending.is_empty() {
             self.backoff.reset();
         } else {
