@@ -52,7 +52,10 @@ fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<User, Refusal> {
             gid: Gid::from_raw(gid),
             groups,
         },
-        home: home.filter(|home| !home.is_empty()).unwrap_or("/").to_owned(),
+        home: home
+            .filter(|home| !home.is_empty())
+            .unwrap_or("/")
+            .to_owned(),
     })
 }
 

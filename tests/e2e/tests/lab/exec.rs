@@ -61,7 +61,12 @@ fn ends(linux: &Linux) -> anyhow::Result<()> {
     let killed = sh(linux, "web", "kill -9 $$")?;
     ensure!(killed.status.code() == Some(128 + 9), "{killed:?}");
     let asked = ["--env", "A=b c", "--dir", "/tmp", "--user", "5:6", "web"];
-    let said = exec(linux, &asked, &["sh", "-c", "echo $A; pwd; id -u; id -g; echo $HOME"]).output()?;
+    let said = exec(
+        linux,
+        &asked,
+        &["sh", "-c", "echo $A; pwd; id -u; id -g; echo $HOME"],
+    )
+    .output()?;
     ensure!(said.stdout == b"b c\n/tmp\n5\n6\n/\n", "{said:?}");
 
     let missing = exec(linux, &["web"], &["no-such-program"]).output()?;
