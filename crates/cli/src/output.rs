@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Result;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 /// Prints one line.
@@ -82,6 +82,32 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows at a terminal how far a transfer is, how fast, and how long it will take. Says nothing into a pipe.
+pub(crate) fn transfer(what: String) -> Transfer {
+    let shown = waiting(what);
+    if let Waiting(Some(bar)) = &shown {
+        let style = ProgressStyle::with_template(
+            "{spinner} {msg}  {bar:20}  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        );
+        bar.set_style(style.expect("the template is well-formed"));
+    }
+    Transfer(shown)
+}
+
+/// A transfer that is shown; cleared when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Transfer(Waiting);
+
+impl Transfer {
+    /// So many bytes of so many are done with.
+    pub(crate) fn now(&self, done: u64, total: u64) {
+        if let Waiting(Some(bar)) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
         }
     }
 }

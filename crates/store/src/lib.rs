@@ -9,7 +9,8 @@
 //! A snapshot is a directory that explains itself: see [`manifest`] for what it says, [`pages`] for how
 //! its memory is described page by page, and `docs/snapshot-format.md` for the bytes. A chain of Diff
 //! snapshots is read through a [`flatten::Flat`], which says for each page which layer has it. What its guests
-//! touched first is in its [`working_set`], which is a hint and no part of what makes it whole.
+//! touched first is in its [`working_set`], which is a hint and no part of what makes it whole. To travel it is
+//! [`packed`].
 //!
 //! Locks are `flock` on directories, so they end with the process that holds them, however it ends.
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ mod installation;
 pub mod layout;
 pub mod manifest;
 pub mod names;
+pub mod packed;
 pub mod pages;
 pub mod publish;
 mod seal;

@@ -125,6 +125,10 @@ fn try_reserve(root: &Root, name: &SnapshotName, id: SnapshotId) -> Result<(), N
     let _lock = lock(root)?;
     let path = root.name(name);
     if let Some(owner) = target(root, name)? {
+        // Whoever was copying the same snapshot died, and the draft is ours now.
+        if owner == id {
+            return Ok(());
+        }
         let name = name.clone();
         match presence(root, owner)? {
             Presence::Published => return Err(NameError::Taken { name, owner }),

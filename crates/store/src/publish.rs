@@ -20,7 +20,7 @@ use crate::manifest::{
 };
 use crate::names::{self, NameError};
 use crate::pages::{LayerKind, PagesError};
-use crate::seal::{punch_zeros, scan};
+use crate::seal::{Scanned, punch_zeros, scan};
 use crate::snapshot::{
     DISKS, Lease, LeaseError, MANIFEST, MEMORY, OpenError, PAGES, Snapshot, VMSTATE, record,
     record_disk,
@@ -100,6 +100,12 @@ pub enum BeginError {
     /// The kernel gave no random bytes for an id.
     #[error("cannot draw a random id")]
     Random(#[source] io::Error),
+    /// A snapshot with that id is here already.
+    #[error("snapshot {id} is here already")]
+    Published {
+        /// The snapshot.
+        id: SnapshotId,
+    },
 }
 
 /// Why a draft was not published. It is gone then.
@@ -171,41 +177,82 @@ impl Store {
     /// [`BeginError::Name`] if the name belongs to another snapshot, which it names; [`BeginError::File`] if the
     /// directory cannot be made.
     pub fn begin(&self, name: Option<SnapshotName>) -> Result<Draft, BeginError> {
-        let root = self.root();
         loop {
             let id = SnapshotId::random().map_err(BeginError::Random)?;
-            let path = root.draft(id);
+            let path = self.root().draft(id);
             DirBuilder::new()
                 .mode(0o700)
                 .create(&path)
                 .at("create", &path)?;
-            // A collector may find it before it is locked. Then another one will do.
-            let dir = match Dir::open(path) {
-                Err(error) if error.is_not_found() => continue,
-                other => other?,
-            };
-            dir.lock(FlockOperation::LockExclusive)?;
-            if !dir.is_in_place()? {
-                continue;
+            if let Some(dir) = lock_draft(path)? {
+                return self.draft(id, name, dir);
             }
-            let draft = Draft {
-                store: self.clone(),
-                id,
-                name,
-                dir,
-                fate: Fate::Discard,
-            };
-            let disks = draft.dir().join(DISKS);
-            DirBuilder::new()
-                .mode(0o700)
-                .create(&disks)
-                .at("create", &disks)?;
-            if let Some(name) = &draft.name {
-                names::reserve(root, name, id)?;
-            }
-            return Ok(draft);
         }
     }
+
+    /// Begins a copy of a snapshot that was made elsewhere, under its own id, and takes its name.
+    ///
+    /// Waits for whoever is just making the same copy; what a dead one left of it is removed.
+    pub(crate) fn begin_copy(
+        &self,
+        id: SnapshotId,
+        name: Option<SnapshotName>,
+    ) -> Result<Draft, BeginError> {
+        let path = self.root().draft(id);
+        loop {
+            let made = DirBuilder::new().mode(0o700).create(&path);
+            let is_new = match made {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                other => other.at("create", &path).map(|()| true)?,
+            };
+            let Some(dir) = lock_draft(path.clone())? else {
+                continue;
+            };
+            // Under the lock: nobody else can publish it now.
+            if self.root().snapshot(id).exists() {
+                std::fs::remove_dir_all(&path).at("remove", &path)?;
+                return Err(BeginError::Published { id });
+            }
+            if is_new {
+                return self.draft(id, name, dir);
+            }
+            std::fs::remove_dir_all(&path).at("remove", &path)?;
+        }
+    }
+
+    fn draft(
+        &self,
+        id: SnapshotId,
+        name: Option<SnapshotName>,
+        dir: Dir,
+    ) -> Result<Draft, BeginError> {
+        let draft = Draft {
+            store: self.clone(),
+            id,
+            name,
+            dir,
+            fate: Fate::Discard,
+        };
+        let disks = draft.dir().join(DISKS);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&disks)
+            .at("create", &disks)?;
+        if let Some(name) = &draft.name {
+            names::reserve(self.root(), name, id)?;
+        }
+        Ok(draft)
+    }
+}
+
+/// Locks a draft's directory; `None` if it is gone by then: a collector may find it before it is locked.
+fn lock_draft(path: PathBuf) -> Result<Option<Dir>, FileError> {
+    let dir = match Dir::open(path) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        other => other?,
+    };
+    dir.lock(FlockOperation::LockExclusive)?;
+    Ok(dir.is_in_place()?.then_some(dir))
 }
 
 impl Draft {
@@ -257,14 +304,23 @@ impl Draft {
     /// # Errors
     /// As [`Draft::publish`].
     pub fn publish_with(
-        mut self,
+        self,
         parts: ManifestParts,
         mut progress: impl FnMut(Step),
     ) -> Result<Snapshot, PublishError> {
         // Held until the end, so that the parent cannot go while nothing names it yet.
         let _parent = self.lease_parent(&parts)?;
         let manifest = self.seal(parts, &mut progress)?;
-        self.write_manifest(&manifest)?;
+        self.place(&manifest, &mut progress)
+    }
+
+    /// Gives the draft, whose files are sealed, its manifest and its place.
+    pub(crate) fn place(
+        mut self,
+        manifest: &Manifest,
+        progress: &mut impl FnMut(Step),
+    ) -> Result<Snapshot, PublishError> {
+        self.write_manifest(manifest)?;
         progress(Step::ManifestWritten);
         self.dir.sync()?;
         let handle = Dir::open(self.dir().to_owned())?;
@@ -324,7 +380,7 @@ impl Draft {
             .into_iter()
             .map(|drive| self.seal_drive(drive))
             .collect::<Result<_, _>>()?;
-        sync_dir(self.dir().join(DISKS))?;
+        self.sync_disks()?;
         progress(Step::Hashed);
         let Devices {
             interfaces,
@@ -384,6 +440,17 @@ impl Draft {
                 path: path.clone(),
                 source,
             })?;
+        self.seal_scanned(&memory, scanned, progress)
+    }
+
+    /// Writes what is known of the memory, and makes it durable; tells what is recorded of both.
+    pub(crate) fn seal_scanned(
+        &self,
+        memory: &File,
+        scanned: Scanned,
+        progress: &mut impl FnMut(Step),
+    ) -> Result<(FileRecord, FileRecord), PublishError> {
+        let path = self.memory_path();
         progress(Step::Scanned);
         let pages_path = self.dir().join(PAGES);
         let mut out = BufWriter::new(create_new(&pages_path)?);
@@ -393,13 +460,13 @@ impl Draft {
             .at("write", &pages_path)?;
         out.get_ref().sync_all().at("sync", &pages_path)?;
         progress(Step::PagesWritten);
-        punch_zeros(&memory, &scanned.pages).at("punch holes into", &path)?;
-        own(&memory, &path)?;
+        punch_zeros(memory, &scanned.pages).at("punch holes into", &path)?;
+        own(memory, &path)?;
         memory.sync_all().at("sync", &path)?;
         progress(Step::Punched);
         Ok((
             FileRecord {
-                size: actual,
+                size: scanned.pages.memory_size(),
                 blake3: scanned.whole,
             },
             FileRecord { size, blake3 },
@@ -407,7 +474,7 @@ impl Draft {
     }
 
     /// Makes a file durable, and records it.
-    fn seal_file<R>(
+    pub(crate) fn seal_file<R>(
         &self,
         name: &str,
         record: fn(&File, &Path) -> Result<R, FileError>,
@@ -455,6 +522,15 @@ impl Draft {
             limits: parts.limits,
             backing,
         })
+    }
+
+    /// The name that the snapshot will have.
+    pub(crate) fn name(&self) -> Option<&SnapshotName> {
+        self.name.as_ref()
+    }
+
+    pub(crate) fn sync_disks(&self) -> Result<(), FileError> {
+        sync_dir(self.dir().join(DISKS))
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<(), PublishError> {

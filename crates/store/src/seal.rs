@@ -44,6 +44,12 @@ pub(crate) fn scan(
         pages.set(PageNumber::new(page), PageKind::Zero);
     }
     mark_data(memory, &mut pages)?;
+    read(memory, pages).map_err(PagesError::Read)
+}
+
+/// Reads the data of a memory file whose pages are known, but for pages of zeros among the data.
+pub(crate) fn read(memory: &File, mut pages: Pages) -> io::Result<Scanned> {
+    let size = pages.memory_size();
     let (blocks, whole) = thread::scope(|scope| {
         let whole = scope.spawn(|| digest::of_file(memory, size));
         let blocks = read_data(memory, &mut pages);

@@ -13,12 +13,13 @@ use crate::manifest::{
     Backing, DiskDigest, DiskRecord, FileRecord, Kind, MAX_SIZE, Manifest, ManifestError,
 };
 use crate::names::NameError;
-use crate::pages::{LayerKind, Pages, PagesError};
+use crate::pages::{LayerKind, PageKind, Pages, PagesError};
 use crate::unit::ByteSize;
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -299,6 +300,15 @@ impl Snapshot {
     /// The one file that changes after a snapshot is published: [`working_set`](crate::working_set).
     pub fn working_set_path(&self) -> PathBuf {
         self.dir().join(WORKING_SET)
+    }
+
+    /// How many bytes of it are neither zeros nor its parent's: pages of its memory, and blocks of its disks.
+    pub fn data_size(&self) -> ByteSize {
+        let memory = self.pages.count(PageKind::Data).bytes().get();
+        let layers = self.manifest.layers();
+        let disks = layers.filter_map(|(file, _)| self.dir().join(file).metadata().ok());
+        let disks = disks.map(|disk| disk.blocks() * 512).sum::<u64>();
+        ByteSize::new(memory + disks)
     }
 
     /// Keeps the snapshot from being removed. Waits while it is just being published or removed.

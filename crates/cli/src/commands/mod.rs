@@ -24,6 +24,7 @@ mod setup;
 mod snapshot;
 mod stop;
 mod trace;
+mod travel;
 mod wait;
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `rekindle snapshot`: create, ls, inspect, verify, flatten, rm; rebuild is in `rebuild.rs`.
+//! `rekindle snapshot`: create, ls, inspect, verify, flatten, rm; rebuild is in `rebuild.rs`, push and pull in `travel.rs`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,6 +15,7 @@ use rekindle_engine::vm::snapshot::SnapshotKind;
 use serde::Serialize;
 
 use super::rebuild::Rebuild;
+use super::travel::{Pull, Push};
 use super::{Context, inspect};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::protocol::{self, SnapshotAnswer, SnapshotRequest};
@@ -35,6 +36,8 @@ pub(crate) enum Verb {
     Rebuild(Rebuild),
     /// Makes a Full snapshot of a Diff and all that it builds on, which stay
     Flatten(Flatten),
+    Push(Push),
+    Pull(Pull),
     /// Removes snapshots; refused while a VM or another snapshot needs them
     Rm(Rm),
 }
@@ -125,6 +128,8 @@ impl Verb {
             Verb::Verify(one) => one.verify(context),
             Verb::Rebuild(rebuild) => rebuild.run(context),
             Verb::Flatten(flatten) => flatten.run(context),
+            Verb::Push(push) => push.run(context),
+            Verb::Pull(pull) => pull.run(context),
             Verb::Rm(rm) => rm.run(context),
         }
     }

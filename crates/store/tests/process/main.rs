@@ -7,5 +7,6 @@ mod crash;
 #[path = "../store/fixture.rs"]
 #[expect(dead_code, reason = "shared with the tests that need more of it")]
 mod fixture;
+mod killed;
 mod lease;
 mod working_set;

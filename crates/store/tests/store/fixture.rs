@@ -1,9 +1,10 @@
 //! A store in a directory of its own, and snapshots with a memory that a test can predict.
 
 use rekindle_store::manifest::{
-    Agent, BackingParts, BootInfo, Devices, DriveParts, FirecrackerInfo, HostInfo, HugePages,
-    Interface, Kind, MachineConfig, MemoryLayout, Vsock,
+    Agent, BackingParts, BootInfo, Devices, DriveParts, Egress, FirecrackerInfo, HostInfo,
+    HugePages, Interface, Kind, MachineConfig, MemoryLayout, Vsock,
 };
+use rekindle_store::packed::{Directory, PullError, Pulled, PushError, Pushed};
 use rekindle_store::unit::{ByteSize, PAGE_SIZE};
 use rekindle_store::{Draft, ManifestParts, Root, Snapshot, SnapshotId, Store};
 use rustix::fs::{SeekFrom, seek};
@@ -215,7 +216,11 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
                 }),
             }),
             balloon: false,
-            egress: None,
+            egress: Some(Egress {
+                outbound: true,
+                allow: Vec::new(),
+                deny: vec!["10.0.0.0/8".parse().unwrap()],
+            }),
         },
         memory: MemoryLayout {
             size: ByteSize::new(PAGES as u64 * PAGE_SIZE),
@@ -225,4 +230,38 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
         removed: Vec::new(),
         notes: "two\nlines".parse().unwrap(),
     }
+}
+
+/// A Full snapshot called base, and a Diff on it called tip.
+pub(crate) fn lineage(fixture: &Fixture) -> [Snapshot; 2] {
+    let base = fixture.full(Some("base"), &noisy());
+    let draft = fixture.draft(Some("tip"), &mixed());
+    let kind = Kind::Diff { parent: base.id() };
+    [base, draft.publish(parts(kind)).unwrap()]
+}
+
+fn noisy() -> Vec<Written> {
+    let seed = |page: usize| Written::Data(u8::try_from(page % 251).unwrap());
+    (0..PAGES).map(seed).collect()
+}
+
+pub(crate) fn push(fixture: &Fixture, to: &Path, key: &str) -> Result<Pushed, PushError> {
+    let tip = fixture.store.snapshot(key).unwrap();
+    Directory::at(to).push(&fixture.store, tip, None, &|_| {})
+}
+
+pub(crate) fn pull(fixture: &Fixture, from: &Path, key: &str) -> Result<Pulled, PullError> {
+    Directory::at(from).pull(&fixture.store, key, None, &|_| {})
+}
+
+pub(crate) fn assert_same(ours: &Snapshot, there: &Fixture) {
+    let theirs = there.store.snapshot(&ours.id().to_string()).unwrap();
+    theirs.verify().unwrap();
+    let facts = |snapshot: &Snapshot| {
+        (
+            snapshot.manifest().files,
+            snapshot.manifest().devices.clone(),
+        )
+    };
+    assert_eq!(facts(&theirs), facts(ours));
 }

@@ -8,10 +8,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Networks, Rekindle, Role, SOON, until, wait_for};
+use rekindle_e2e::{Rekindle, Role, SOON, until, wait_for};
 use rekindle_kit::dice::{Dice, setting};
-use rekindle_kit::invariant::networks_of;
-use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -62,11 +60,6 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "a process killed at a random moment leaves nothing",
             random_moments,
-        )
-        .within(soak),
-        story(
-            "a process of a VM with a network killed at a random moment leaves nothing",
-            random_moments_with_networks,
         )
         .within(soak),
     ]
@@ -401,7 +394,7 @@ fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
             Victim::All,
             VICTIMS[dice.up_to(6)],
         ] {
-            let mut verb = start(rekindle, n % 4 == 3, "")?;
+            let mut verb = start(rekindle, n % 4 == 3)?;
             let path = rekindle.vm("k").join(step);
             until("the step is reached", || {
                 Ok(path.exists() || verb.try_wait()?.is_some())
@@ -415,26 +408,12 @@ fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
 
 fn random_moments(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_snapshot(rekindle)?;
-    kills_at_random(rekindle, "")
-}
-
-fn random_moments_with_networks(rekindle: &Rekindle) -> anyhow::Result<()> {
-    requires_root()?;
-    let _networks = Networks::enter("native-kills")?;
-    let guest = rekindle.guest(&counter())?;
-    rekindle.does(&format!("run {guest} --net nat --name original --detach"))?;
-    rekindle.does("snapshot create original --name base")?;
-    rekindle.does("rm --force original")?;
-    kills_at_random(rekindle, "--net nat")
-}
-
-fn kills_at_random(rekindle: &Rekindle, options: &str) -> anyhow::Result<()> {
     let mut dice = Dice::new();
     for n in 0..kills() {
         let victim = VICTIMS[dice.up_to(VICTIMS.len())];
         let delay = Duration::from_micros(dice.up_to(150_000) as u64);
         let boots = dice.up_to(2) == 0;
-        let mut verb = start(rekindle, boots, options)?;
+        let mut verb = start(rekindle, boots)?;
         std::thread::sleep(delay);
         survives(rekindle, &mut verb, victim).with_context(|| {
             format!(
@@ -446,11 +425,11 @@ fn kills_at_random(rekindle: &Rekindle, options: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts `k`, from a kernel with these options or from the snapshot.
-fn start(rekindle: &Rekindle, boots: bool, options: &str) -> anyhow::Result<Child> {
+/// Starts `k`, from a kernel or from the snapshot.
+fn start(rekindle: &Rekindle, boots: bool) -> anyhow::Result<Child> {
     let mut verb = if boots {
         let guest = rekindle.guest(&counter())?;
-        rekindle.command(&format!("run {guest} --name k --detach {options}"))
+        rekindle.command(&format!("run {guest} --name k --detach"))
     } else {
         rekindle.command("restore base --name k")
     };
@@ -482,7 +461,5 @@ fn survives(rekindle: &Rekindle, verb: &mut Child, victim: Victim) -> anyhow::Re
         Ok(rekindle.processes()?.is_empty())
     })?;
     ensure!(!rekindle.vm("k").exists(), "its directory is left");
-    let left = networks_of(rekindle.state())?;
-    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }

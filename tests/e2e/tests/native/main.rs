@@ -20,6 +20,7 @@ mod rehearse;
 mod replay;
 mod takeover;
 mod trace;
+mod travel;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         replay::stories(),
         rehearse::stories(),
         trace::stories(),
+        travel::stories(),
         life::stories(),
         ends::stories(),
         kills::stories(),

@@ -23,7 +23,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 /// Boots the pattern guest, and waits until it has checked its memory a few times.
-fn filled(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
+pub(crate) fn filled(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
     rekindle.boots(name, &pattern())?;
     goes_on(rekindle, name)
 }
@@ -43,7 +43,7 @@ pub(crate) fn goes_on(rekindle: &Rekindle, name: &str) -> anyhow::Result<()> {
 }
 
 /// A copy of a snapshot by each backend, each of which finds every page right.
-fn copies_are_right(rekindle: &Rekindle, snapshot: &str) -> anyhow::Result<()> {
+pub(crate) fn copies_are_right(rekindle: &Rekindle, snapshot: &str) -> anyhow::Result<()> {
     for backend in BACKENDS {
         let name = format!("{snapshot}-{backend}");
         rekindle.does(&format!(

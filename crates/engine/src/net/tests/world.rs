@@ -244,13 +244,6 @@ impl World {
         })
     }
 
-    /// What somebody with another state directory on the same host removes.
-    pub(super) fn another_installation_sweeps(&self) -> Vec<String> {
-        let place = tempfile::tempdir().unwrap();
-        let root = Root::open(place.path()).unwrap();
-        self.host.within(|| sweep(&root, Mode::Reclaim).unwrap())
-    }
-
     pub(super) fn guest(&self, name: &str, policy: Policy) -> Guest<'_> {
         self.try_guest(name, policy).unwrap()
     }

@@ -1,0 +1,334 @@
+//! `pull`: what is not here of a snapshot in a directory, and of all that it builds on.
+
+use crate::file::{At, FileError, open_regular, shared};
+use crate::flatten::MAX_LAYERS;
+use crate::layout::{InvalidName, SnapshotId, SnapshotName};
+use crate::manifest::Backing;
+use crate::packed::chunk::{ChunkError, decode};
+use crate::packed::directory::{Directory, IndexFault, Progress, Report};
+use crate::packed::index::{Chunk, Index};
+use crate::packed::unpack::{Import, ImportError};
+use crate::publish::BeginError;
+use crate::snapshot::OpenError;
+use crate::store::Store;
+use crate::unit::{PAGE_SIZE, index};
+use std::fs::File;
+use std::num::NonZero;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use thiserror::Error;
+
+/// What a pull did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its name here.
+    pub name: Option<SnapshotName>,
+    /// How many snapshots were made; the others were here.
+    pub snapshots: usize,
+}
+
+/// Why a snapshot was not pulled. It is not here then, or all of it is.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PullError {
+    /// There is no such snapshot.
+    #[error("there is no snapshot {key} in {}", path.display())]
+    NoSuchSnapshot {
+        /// What was asked for.
+        key: String,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What was asked for is neither a name nor an id.
+    #[error("{key:?} is no name of a snapshot")]
+    Key {
+        /// What was asked for.
+        key: String,
+        /// Why not.
+        #[source]
+        source: InvalidName,
+    },
+    /// An index cannot be used.
+    #[error(transparent)]
+    Index(#[from] IndexFault),
+    /// What it builds on does not end.
+    #[error("snapshot {id} builds on more than {MAX_LAYERS} others, or on itself")]
+    Endless {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// Another snapshot here has the name.
+    #[error(
+        "the name {name} belongs to snapshot {owner} here; pull it under another one with --name"
+    )]
+    NameTaken {
+        /// The name.
+        name: SnapshotName,
+        /// Whose it is.
+        owner: SnapshotId,
+    },
+    /// It stands on a base image that is not here.
+    #[error(
+        "its drive {drive} is the base image {image} of {size} bytes, which must be here as it was, with its time: `cp -p`"
+    )]
+    NoImage {
+        /// The drive.
+        drive: String,
+        /// The image.
+        image: String,
+        /// How large it must be, in bytes.
+        size: u64,
+    },
+    /// The store here cannot be used.
+    #[error(transparent)]
+    Local(#[from] OpenError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A chunk is wrong.
+    #[error("{} is damaged: the chunk at {offset}", path.display())]
+    Damaged {
+        /// The pack.
+        path: PathBuf,
+        /// Where the chunk starts in it, in bytes.
+        offset: u32,
+        /// What is wrong with it.
+        #[source]
+        source: ChunkError,
+    },
+    /// No snapshot can be made of it.
+    #[error("cannot make snapshot {id}")]
+    Import {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Why not.
+        #[source]
+        source: ImportError,
+    },
+}
+
+impl Directory {
+    /// Makes the snapshot that is called `key` there, by name or id, and all that it builds on, unless they are here.
+    ///
+    /// Without a `name` it gets the one that it has there.
+    ///
+    /// # Errors
+    /// A [`PullError`].
+    pub fn pull(
+        &self,
+        store: &Store,
+        key: &str,
+        name: Option<SnapshotName>,
+        report: Report<'_>,
+    ) -> Result<Pulled, PullError> {
+        let (id, theirs) = self.resolve(key)?;
+        let missing = self.missing(store, id, key)?;
+        let name = name.or(theirs);
+        let name = name.or_else(|| missing.last().and_then(|tip| tip.manifest().name.clone()));
+        check_room(store, &missing, id, name.as_ref())?;
+        let counter = Counter {
+            done: AtomicU64::new(0),
+            total: missing
+                .iter()
+                .flat_map(|index| index.chunks())
+                .map(raw_size)
+                .sum(),
+            report,
+        };
+        for index in &missing {
+            let name = name.clone().filter(|_| index.manifest().id == id);
+            self.pull_one(store, index, name, &counter)?;
+        }
+        let tip = store.snapshot(&id.to_string())?;
+        Ok(Pulled {
+            id,
+            name: tip.manifest().name.clone(),
+            snapshots: missing.len(),
+        })
+    }
+
+    fn resolve(&self, key: &str) -> Result<(SnapshotId, Option<SnapshotName>), PullError> {
+        if let Ok(id) = key.parse() {
+            return Ok((id, None));
+        }
+        let name: SnapshotName = key.parse().map_err(|source| PullError::Key {
+            key: key.to_owned(),
+            source,
+        })?;
+        match self.named(&name)? {
+            Some(id) => Ok((id, Some(name))),
+            None => Err(self.no_such(key)),
+        }
+    }
+
+    /// The indexes of the snapshots that are not here, the base first.
+    fn missing(
+        &self,
+        store: &Store,
+        tip: SnapshotId,
+        key: &str,
+    ) -> Result<Vec<Arc<Index>>, PullError> {
+        let mut found: Vec<Arc<Index>> = Vec::new();
+        let mut next = Some(tip);
+        while let Some(id) = next {
+            if store.resolve(&id.to_string()).is_ok() {
+                break;
+            }
+            if found.len() == MAX_LAYERS || found.iter().any(|index| index.manifest().id == id) {
+                return Err(PullError::Endless { id: tip });
+            }
+            let index = self.index(id)?;
+            let index = index.ok_or_else(|| match id == tip {
+                true => self.no_such(key),
+                false => self.no_such(&id.to_string()),
+            })?;
+            next = index.manifest().parent();
+            found.push(Arc::new(index));
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    fn pull_one(
+        &self,
+        store: &Store,
+        index: &Arc<Index>,
+        name: Option<SnapshotName>,
+        counter: &Counter<'_>,
+    ) -> Result<(), PullError> {
+        let id = index.manifest().id;
+        let wrong = |source| PullError::Import { id, source };
+        let import = match Import::begin(store, index.clone(), name) {
+            // Another process was faster.
+            Err(ImportError::Begin(BeginError::Published { .. })) => return Ok(()),
+            other => other.map_err(wrong)?,
+        };
+        let numbers: Vec<u32> = (0..)
+            .zip(index.chunks())
+            .map(|(number, _)| number)
+            .collect();
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = numbers.len().div_ceil(threads).max(1);
+        thread::scope(|scope| {
+            let shares: Vec<_> = numbers
+                .chunks(share)
+                .map(|numbers| scope.spawn(|| self.unpack(index, &import, numbers, counter)))
+                .collect();
+            let done = shares
+                .into_iter()
+                .map(|one| one.join().expect("unpacking does not panic"));
+            done.collect::<Result<(), PullError>>()
+        })?;
+        import.publish().map(drop).map_err(wrong)
+    }
+
+    /// Brings some chunks into the draft.
+    fn unpack(
+        &self,
+        of: &Index,
+        import: &Import,
+        numbers: &[u32],
+        counter: &Counter<'_>,
+    ) -> Result<(), PullError> {
+        let mut open: Option<(u32, File, PathBuf)> = None;
+        for &number in numbers {
+            let chunk = &of.chunks()[index(number.into())];
+            let (file, path) = match &open {
+                Some((pack, file, path)) if *pack == chunk.pack => (file, path),
+                _ => {
+                    let path = self.pack(of.packs()[index(chunk.pack.into())]);
+                    let (_, file, path) = open.insert((chunk.pack, open_regular(&path)?, path));
+                    (&*file, &*path)
+                }
+            };
+            let mut stored = vec![0; index(chunk.stored.into())];
+            file.read_exact_at(&mut stored, chunk.offset.into())
+                .at("read", path)?;
+            let raw = decode(chunk, &stored).map_err(|source| PullError::Damaged {
+                path: path.clone(),
+                offset: chunk.offset,
+                source,
+            })?;
+            import.write(number, &raw)?;
+            counter.add(raw_size(chunk));
+        }
+        Ok(())
+    }
+
+    fn no_such(&self, key: &str) -> PullError {
+        PullError::NoSuchSnapshot {
+            key: key.to_owned(),
+            path: self.path.clone(),
+        }
+    }
+}
+
+/// What can be refused before anything is made.
+fn check_room(
+    store: &Store,
+    missing: &[Arc<Index>],
+    id: SnapshotId,
+    name: Option<&SnapshotName>,
+) -> Result<(), PullError> {
+    if let Some(name) = name
+        && let Ok(owner) = store.resolve(name.as_str())
+        && owner != id
+    {
+        return Err(PullError::NameTaken {
+            name: name.clone(),
+            owner,
+        });
+    }
+    let drives = missing
+        .iter()
+        .flat_map(|index| &index.manifest().devices.drives);
+    for drive in drives {
+        let Backing::Image {
+            name,
+            size,
+            modified,
+        } = &drive.backing
+        else {
+            continue;
+        };
+        match shared(&name.path(store.root())) {
+            Ok((found, then)) if found == *size && modified.is_none_or(|wanted| wanted == then) => {
+            }
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {
+                return Err(PullError::NoImage {
+                    drive: drive.id.to_string(),
+                    image: name.to_string(),
+                    size: size.get(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Counts what is done with, for all threads.
+struct Counter<'a> {
+    done: AtomicU64,
+    total: u64,
+    report: Report<'a>,
+}
+
+impl Counter<'_> {
+    fn add(&self, more: u64) {
+        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
+        (self.report)(Progress {
+            done,
+            total: self.total,
+        });
+    }
+}
+
+fn raw_size(chunk: &Chunk) -> u64 {
+    u64::from(chunk.pages) * PAGE_SIZE
+}
