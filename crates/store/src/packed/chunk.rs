@@ -6,7 +6,7 @@ use crate::unit::{PAGE_SIZE, index};
 use std::io;
 use thiserror::Error;
 
-/// 3, zstd's own default: `docs/decisions/0020-chunks-of-64-kib-by-zstd.md`.
+/// 3, zstd's own default: `docs/decisions/0021-chunks-of-64-kib-by-zstd.md`.
 const LEVEL: i32 = 3;
 
 /// How the bytes of a chunk are stored.

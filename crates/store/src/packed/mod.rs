@@ -30,7 +30,7 @@ pub use unpack::{Import, ImportError};
 
 /// How many pages a chunk has at the most.
 ///
-/// 64 KiB: `docs/decisions/0020-chunks-of-64-kib-by-zstd.md`.
+/// 64 KiB: `docs/decisions/0021-chunks-of-64-kib-by-zstd.md`.
 pub const CHUNK_PAGES: u64 = 16;
 
 /// The most that a reader takes for a chunk: 1 MiB, so that another size can be chosen later.
