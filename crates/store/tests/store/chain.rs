@@ -1,4 +1,4 @@
-use crate::fixture::{Fixture, PAGES, Written, contents, data_pages, given_data, mixed};
+use crate::fixture::{Fixture, PAGES, Written, contents, data_pages, given_data, memory, mixed};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_store::Snapshot;
@@ -116,23 +116,6 @@ fn flattening_never_overwrites_and_leaves_nothing_when_it_fails() {
         Err(FlattenError::File(_))
     ));
     assert!(!path.exists());
-}
-
-fn memory() -> impl Strategy<Value = Vec<Written>> {
-    let written = prop_oneof![
-        Just(Written::Nothing),
-        Just(Written::Zeros),
-        any::<u8>().prop_map(Written::Data)
-    ];
-    vec((written, 1..60_usize), 1..20).prop_map(|runs| {
-        let pages = runs
-            .into_iter()
-            .flat_map(|(written, count)| vec![written; count]);
-        pages
-            .chain(std::iter::repeat(Written::Nothing))
-            .take(PAGES)
-            .collect()
-    })
 }
 
 proptest! {

@@ -1,5 +1,7 @@
 //! A store in a directory of its own, and snapshots with a memory that a test can predict.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rekindle_store::manifest::{
     Agent, BackingParts, BootInfo, Devices, DriveParts, Egress, FirecrackerInfo, HostInfo,
     HugePages, Interface, Kind, MachineConfig, MemoryLayout, Vsock,
@@ -264,4 +266,22 @@ pub(crate) fn assert_same(ours: &Snapshot, there: &Fixture) {
         )
     };
     assert_eq!(facts(&theirs), facts(ours));
+}
+
+/// The memory of a snapshot, or what a Diff changes.
+pub(crate) fn memory() -> impl Strategy<Value = Vec<Written>> {
+    let written = prop_oneof![
+        Just(Written::Nothing),
+        Just(Written::Zeros),
+        any::<u8>().prop_map(Written::Data)
+    ];
+    vec((written, 1..60_usize), 1..20).prop_map(|runs| {
+        let pages = runs
+            .into_iter()
+            .flat_map(|(written, count)| vec![written; count]);
+        pages
+            .chain(std::iter::repeat(Written::Nothing))
+            .take(PAGES)
+            .collect()
+    })
 }

@@ -1,4 +1,4 @@
-use crate::fixture::{Fixture, PAGES, Written, contents, fill, mixed, parts};
+use crate::fixture::{Fixture, PAGES, Written, contents, fill, memory, mixed, parts};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_store::digest::Digest;
@@ -196,23 +196,6 @@ fn memory_by_hand(index: &[u8], packs: &Packs) -> Vec<Option<[u8; 4096]>> {
         }
     }
     pages
-}
-
-fn memory() -> impl Strategy<Value = Vec<Written>> {
-    let written = prop_oneof![
-        Just(Written::Nothing),
-        Just(Written::Zeros),
-        any::<u8>().prop_map(Written::Data)
-    ];
-    vec((written, 1..40_usize), 1..30).prop_map(|runs| {
-        let pages = runs
-            .into_iter()
-            .flat_map(|(written, count)| vec![written; count]);
-        pages
-            .chain(std::iter::repeat(Written::Nothing))
-            .take(PAGES)
-            .collect()
-    })
 }
 
 proptest! {
