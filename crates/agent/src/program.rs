@@ -75,10 +75,13 @@ fn lacking(what: &'static str) -> impl Fn(Errno) -> Refusal {
     move |errno| refusal(Why::Full, format!("the guest has no {what} left: {errno}"))
 }
 
+/// Where root is at home, who runs what nobody else was named for.
+const ROOTS_HOME: &str = "/root";
+
 /// Starts a program. `guest_env` is what every program of the guest gets, where its own environment says nothing else.
 pub(crate) fn start(exec: &Exec, guest_env: &[(String, String)]) -> Result<Program, Refusal> {
     let user = exec.user.as_deref().map(users::user).transpose()?;
-    let home = user.as_ref().map(|user| user.home.as_str());
+    let home = user.as_ref().map_or(ROOTS_HOME, |user| &user.home);
     let mut command = command(exec, guest_env, home)?;
     let identity = user.map(|user| user.identity);
     let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -114,11 +117,7 @@ pub(crate) fn unusable(env: &[(String, String)]) -> Option<String> {
     })
 }
 
-fn command(
-    exec: &Exec,
-    guest_env: &[(String, String)],
-    home: Option<&str>,
-) -> Result<Command, Refusal> {
+fn command(exec: &Exec, guest_env: &[(String, String)], home: &str) -> Result<Command, Refusal> {
     let mut words = exec.argv.iter().chain(&exec.dir);
     if exec.argv.is_empty() || words.any(|word| word.contains('\0')) {
         let words = "a program needs a name, and none of its words can have a zero byte";
@@ -136,9 +135,8 @@ fn command(
     command.args(&exec.argv[1..]);
     command
         .env_clear()
-        .envs(guest_env.iter().map(|(k, v)| (k, v)))
-        .envs(home.map(|home| ("HOME", home)))
-        .envs(exec.env.iter().map(|(k, v)| (k, v)));
+        .env("HOME", home)
+        .envs(guest_env.iter().chain(&exec.env).map(|(k, v)| (k, v)));
     command.current_dir(dir);
     Ok(command)
 }

@@ -10,14 +10,8 @@ use tokio::io::AsyncReadExt;
 use super::process::Process;
 use super::{Agent, AgentError};
 
-/// A program's environment, unless it is given another.
-const ENVIRONMENT: [(&str, &str); 2] = [
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
-    ("HOME", "/root"),
-];
+/// Where a program finds others, unless it is told another place.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program that is to be run in a guest. Awaited, it is started.
 #[derive(Clone, Debug)]
@@ -40,16 +34,15 @@ pub struct Output {
 
 impl Exec {
     pub(super) fn new(agent: Agent, argv: Vec<String>) -> Exec {
-        let env = ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let wanted = Wanted {
             argv,
-            env: env.into(),
+            env: vec![("PATH".to_owned(), PATH.to_owned())],
             ..Wanted::default()
         };
         Exec { agent, wanted }
     }
 
-    /// Sets a variable of its environment, which has `PATH` and `HOME` otherwise.
+    /// Sets a variable of its environment, which has a `PATH` and its user's `HOME` otherwise.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let name = name.into();
         self.wanted.env.retain(|(other, _)| *other != name);
