@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! assets ─> cargo test (all but e2e) ─> fuzz targets, briefly ─> e2e built ─┬─ each test target ─> here
-//!                                                                            └─ the one named lab ─> in two labs
+//!                                                                            └─ the one named lab ─> in the lab
 //! ```
 //!
 //! A test that lacks something prints `SKIPPED <test>: <reason>` and passes; the lines are
@@ -231,10 +231,9 @@ impl Summary {
     /// Runs tests in the lab.
     fn in_lab(&mut self, name: &str, stage: &Stage) -> Result<()> {
         eprintln!("\n== {name}, in the lab");
-        for (failure, transcript) in stage.play_all()? {
-            let failure = failure.map(|why| format!("{name} ({why})"));
-            self.add(transcript, failure, Tail::default());
-        }
+        let (failure, transcript) = stage.play(&["--show-output"])?;
+        let failure = failure.map(|why| format!("{name} ({why})"));
+        self.add(transcript, failure, Tail::default());
         Ok(())
     }
 
