@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle_kit::require::requires_root;
@@ -181,6 +181,24 @@ pub(crate) fn saw(thread: &mut GuestThread) -> anyhow::Result<Vec<u64>> {
 /// Long enough for the kernel to put a thread to sleep over a fault.
 pub(crate) fn let_it_wait() {
     thread::sleep(Duration::from_millis(100));
+}
+
+/// Waits until so many threads of the VM sleep over a fault: blocked, and in no system call.
+pub(crate) fn until_they_fault(vm: u32, threads: usize) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{vm}/task"))?.flatten();
+        let calls = tasks.filter_map(|task| fs::read_to_string(task.path().join("syscall")).ok());
+        let asleep = calls.filter(|call| call.starts_with("-1 ")).count();
+        if asleep == threads {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{asleep} of {threads} threads fault"
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Leaves a file on the disk alone, where the file system can be talked into that.
