@@ -66,20 +66,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.storm > 0 {
         failed.extend(storm(workspace, arguments)?);
     }
-    if arguments.balloon_kills > 0 || arguments.balloon_storm > 0 {
-        failed.extend(balloon(workspace, arguments)?);
-    }
-    if arguments.disk_rounds > 0 {
-        failed.extend(lineage(workspace, arguments)?);
-    }
-    if arguments.disk_clones > 0 {
-        failed.extend(tree(workspace, arguments)?);
-    }
-    if arguments.copied_files > 0 {
-        failed.extend(copies(workspace, arguments)?);
-    }
-    if arguments.stream_mib > 0 {
-        failed.extend(stream(workspace, arguments)?);
+    for lab in in_the_lab(arguments) {
+        if lab.settings.iter().any(|(_, n)| *n > 0) {
+            failed.extend(lab.tell(workspace, arguments)?);
+        }
     }
     if arguments.fuzz_seconds > 0 {
         if let Some(lacks) = fuzz::lacks() {
@@ -98,80 +88,69 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     })
 }
 
-/// In the lab, whose guests are Linux and have balloons.
-fn balloon(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+/// What is played in the lab, whose guests are Linux and have balloons; not where all its settings are 0.
+fn in_the_lab(arguments: &Arguments) -> Vec<InTheLab> {
     let (storm, kills) = (arguments.balloon_storm, arguments.balloon_kills);
-    let lab = InTheLab {
-        what: "a balloon in the lab",
-        filter: "storm",
-        settings: &[
-            ("REKINDLE_BALLOON_STORM", storm),
-            ("REKINDLE_BALLOON_KILLS", kills),
-        ],
-        seconds: 2 * u64::from(storm) + 60 * u64::from(kills),
+    let one = |what, filter, setting, n: u32, seconds| InTheLab {
+        what,
+        filter,
+        settings: vec![(setting, n)],
+        seconds,
     };
-    lab.tell(workspace, arguments)
-}
-
-/// Disks along one line of snapshots and restores.
-fn lineage(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
-    let rounds = arguments.disk_rounds;
-    let lab = InTheLab {
-        what: "disks on one lineage",
-        filter: "lineage of writes",
-        settings: &[("REKINDLE_ROUNDS", rounds)],
-        seconds: 60 * u64::from(rounds),
-    };
-    lab.tell(workspace, arguments)
-}
-
-/// Disks of copies of copies.
-fn tree(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
-    let clones = arguments.disk_clones;
-    let lab = InTheLab {
-        what: "disks in a tree of copies",
-        filter: "tree of copies",
-        settings: &[("REKINDLE_CLONES", clones)],
-        seconds: 60 * u64::from(clones),
-    };
-    lab.tell(workspace, arguments)
-}
-
-/// A large tree into a guest and back.
-fn copies(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
-    let files = arguments.copied_files;
-    let lab = InTheLab {
-        what: "copies in the lab",
-        filter: "copies of a tree",
-        settings: &[("REKINDLE_COPIED_FILES", files)],
-        seconds: u64::from(files) / 10,
-    };
-    lab.tell(workspace, arguments)
-}
-
-/// Bytes through a program in a guest, and back.
-fn stream(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
-    let mib = arguments.stream_mib;
-    let lab = InTheLab {
-        what: "a stream through a guest",
-        filter: "stream through a guest",
-        settings: &[("REKINDLE_STREAM_MIB", mib)],
-        seconds: 10 * u64::from(mib),
-    };
-    lab.tell(workspace, arguments)
+    let (rounds, clones) = (arguments.disk_rounds, arguments.disk_clones);
+    let (files, mib) = (arguments.copied_files, arguments.stream_mib);
+    vec![
+        InTheLab {
+            what: "a balloon in the lab",
+            filter: "storm",
+            settings: vec![
+                ("REKINDLE_BALLOON_STORM", storm),
+                ("REKINDLE_BALLOON_KILLS", kills),
+            ],
+            seconds: 2 * u64::from(storm) + 60 * u64::from(kills),
+        },
+        one(
+            "disks on one lineage",
+            "lineage of writes",
+            "REKINDLE_ROUNDS",
+            rounds,
+            60 * u64::from(rounds),
+        ),
+        one(
+            "disks in a tree of copies",
+            "tree of copies",
+            "REKINDLE_CLONES",
+            clones,
+            60 * u64::from(clones),
+        ),
+        one(
+            "copies in the lab",
+            "copies of a tree",
+            "REKINDLE_COPIED_FILES",
+            files,
+            u64::from(files) / 10,
+        ),
+        one(
+            "a stream through a guest",
+            "stream through a guest",
+            "REKINDLE_STREAM_MIB",
+            mib,
+            10 * u64::from(mib),
+        ),
+    ]
 }
 
 /// Stories of the lab of which the tests play a fraction, or nothing.
-struct InTheLab<'a> {
+struct InTheLab {
     what: &'static str,
     /// What their names have and no others'.
     filter: &'static str,
-    settings: &'a [(&'static str, u32)],
+    settings: Vec<(&'static str, u32)>,
     /// What they may take, but for the start.
     seconds: u64,
 }
 
-impl InTheLab<'_> {
+impl InTheLab {
     /// Plays them; returns what failed.
     fn tell(&self, workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
         let assets = assets::open(workspace)?;
