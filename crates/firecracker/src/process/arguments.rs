@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::identity::Stat;
+use super::identity::{Stat, Uptime};
 
 /// How long a program may take to be loaded. It takes a millisecond, unless its file is on a network.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -13,19 +13,21 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// The arguments of a process, each ended by a zero byte. Empty for one that is dead, has none, or is the kernel's.
 ///
-/// Whoever starts a process goes on as soon as it has left the old program; it has no arguments then until the new one
-/// is loaded. This waits for that, a second at the most.
+/// Whoever starts a process goes on as soon as it leaves the old program: for a moment it still shows that one's
+/// arguments, and then none until the new program is loaded. This waits for both, a second at the most.
 pub fn arguments_of(pid: u32) -> io::Result<Vec<u8>> {
     let line = format!("/proc/{pid}/cmdline");
     let begun = Instant::now();
     loop {
+        // Before its arguments, which are then no older.
+        let stat = Stat::of(pid);
         let arguments = std::fs::read(&line)?;
-        if !arguments.is_empty() || begun.elapsed() > PATIENCE {
+        let waits = stat.is_ok_and(|stat| {
+            arguments.is_empty() && stat.is_loading()
+                || stat.was_forked_since(Uptime::before_now(PATIENCE))
+        });
+        if !waits || begun.elapsed() > PATIENCE {
             return Ok(arguments);
-        }
-        if !Stat::of(pid).is_ok_and(|stat| stat.is_loading()) {
-            // They may have come in between.
-            return std::fs::read(&line);
         }
         std::thread::sleep(LOOK);
     }
@@ -39,7 +41,7 @@ mod tests {
 
     #[test]
     fn a_program_is_known_by_its_arguments_from_its_first_moment_on() {
-        for _ in 0..50 {
+        for _ in 0..500 {
             let mut child = Command::new("/bin/sleep")
                 .arg("60")
                 .spawn()

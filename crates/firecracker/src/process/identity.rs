@@ -1,8 +1,10 @@
 //! Which process is meant, also after its pid went to another.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::process::Pid;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -16,6 +18,12 @@ const END_OF_ARGUMENTS: usize = 49 - 3;
 
 /// The flag of a thread of the kernel, `PF_KTHREAD`.
 const KERNELS: u64 = 0x0020_0000;
+
+/// The flag of a process that has not executed a program since it was forked, `PF_FORKNOEXEC`.
+const FORKED: u64 = 0x0000_0040;
+
+/// In how many parts a second of `start_time` comes, `USER_HZ`: 100 wherever Firecracker runs.
+const TICKS: u64 = 100;
 
 /// A process, told from every other that had or will have its pid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,6 +108,11 @@ impl Stat {
         !self.is_dead() && self.flags & KERNELS == 0 && self.end_of_arguments == Some(0)
     }
 
+    /// Whether it was forked since then, and still is what it was forked from.
+    pub(super) fn was_forked_since(&self, then: Uptime) -> bool {
+        !self.is_dead() && self.flags & (KERNELS | FORKED) == FORKED && self.start_time >= then.0
+    }
+
     pub(super) fn parse(stat: &[u8]) -> Option<Stat> {
         // The name is the program's own to choose and may hold spaces, parentheses and line ends; what
         // follows the last parenthesis does not.
@@ -113,6 +126,20 @@ impl Stat {
             start_time: number(START_TIME)?,
             end_of_arguments: number(END_OF_ARGUMENTS),
         })
+    }
+}
+
+/// A moment since the host booted, in clock ticks, as [`Stat`] has them.
+#[derive(Clone, Copy)]
+pub(super) struct Uptime(u64);
+
+impl Uptime {
+    /// So long ago; when the host booted, if that is less.
+    pub(super) fn before_now(ago: Duration) -> Uptime {
+        let now = clock_gettime(ClockId::Boottime);
+        let now = Duration::try_from(now).unwrap_or_default();
+        let then = now.saturating_sub(ago);
+        Uptime(then.as_secs() * TICKS + u64::from(then.subsec_millis()) * TICKS / 1000)
     }
 }
 
@@ -251,6 +278,22 @@ mod tests {
     fn half_a_line_is_no_process() {
         assert!(Stat::parse(b"17 (a) S 1 1").is_none());
         assert!(Stat::parse(b"").is_none());
+    }
+
+    #[test]
+    fn a_fork_is_told_by_its_flag_and_its_age() {
+        let stat = |flags: u64, start: u64| {
+            let text = format!("7 (a) R 1 2 3 4 5 {flags} {}{start} 0", "0 ".repeat(12));
+            Stat::parse(text.as_bytes()).expect("parsed")
+        };
+        let then = Uptime::before_now(Duration::from_millis(20));
+        assert!(stat(FORKED, then.0).was_forked_since(then));
+        assert!(!stat(FORKED, then.0 - 1).was_forked_since(then));
+        assert!(!stat(0, then.0).was_forked_since(then));
+        assert!(!stat(FORKED | KERNELS, then.0).was_forked_since(then));
+        let me = Stat::of(std::process::id()).expect("this process");
+        assert!(!me.was_forked_since(Uptime(0)), "it executed a program");
+        assert!(me.start_time <= Uptime::before_now(Duration::ZERO).0);
     }
 
     fn is_loading(stat: &[u8]) -> bool {
