@@ -21,7 +21,7 @@ mod taps;
 
 pub use listener::{Listener, is_drained, sequence};
 pub use network::{HOST, INTERNET, METADATA, Networks};
-pub use rekindle::{Rekindle, Role, finish, wait_for};
+pub use rekindle::{Rekindle, Role, end_all, finish, wait_for};
 pub use said::Said;
 pub use taps::Taps;
 

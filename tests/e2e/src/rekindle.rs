@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -21,6 +22,9 @@ const PREFIX: &str = "rk-e2e";
 
 /// How long what was told to end may take to be gone.
 const PARTING: Duration = Duration::from_secs(5);
+
+/// The state directories of the stories that are being told.
+static STATES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A state directory of its own, and the program `rekindle` that works in it. What still runs when it is dropped is
 /// killed.
@@ -90,6 +94,10 @@ impl Rekindle {
         let place = TempRoot::new()?;
         let state = place.directory("state")?;
         let disk = prepare(&state)?;
+        STATES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(state.clone());
         let mut rekindle = Rekindle {
             program,
             firecracker,
@@ -378,12 +386,31 @@ impl Rekindle {
 
 impl Drop for Rekindle {
     fn drop(&mut self) {
-        // Twice: a keeper may have started another monitor between the look and the kill.
-        for _ in 0..2 {
-            for (_, process) in self.processes().unwrap_or_default() {
-                // It may have ended by itself.
-                let _ = process.kill(PARTING);
-            }
+        end_all_in(&self.state);
+        STATES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|state| *state != self.state);
+    }
+}
+
+/// Kills what runs for the stories that are being told: for one that is not over in time.
+pub fn end_all() {
+    let states = STATES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    for state in states {
+        end_all_in(&state);
+    }
+}
+
+fn end_all_in(state: &Path) {
+    // Twice: a keeper may have started another monitor between the look and the kill.
+    for _ in 0..2 {
+        for process in processes::naming(state).unwrap_or_default() {
+            // It may have ended by itself.
+            let _ = process.kill(PARTING);
         }
     }
 }

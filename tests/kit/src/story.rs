@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -21,11 +21,15 @@ use crate::require::Skipped;
 /// What a story may take unless it says otherwise.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// A story that takes longer is worth a look, and says so.
+const SLOW: Duration = Duration::from_secs(60);
+
 /// A test, told from beginning to end.
 pub struct Story {
     name: &'static str,
     limit: Duration,
     tell: Box<dyn FnOnce() -> anyhow::Result<()> + Send>,
+    clean_up: Option<fn()>,
 }
 
 impl Story {
@@ -38,6 +42,7 @@ impl Story {
             name,
             limit: LIMIT,
             tell: Box::new(tell),
+            clean_up: None,
         }
     }
 
@@ -61,6 +66,14 @@ impl Story {
         self
     }
 
+    /// When it is not over in time, its thread cannot be ended; `clean_up` ends what it has started, so that those
+    /// after it have the machine.
+    #[must_use]
+    pub fn or_else(mut self, clean_up: fn()) -> Story {
+        self.clean_up = Some(clean_up);
+        self
+    }
+
     fn run(self) -> anyhow::Result<()> {
         let (sender, receiver) = mpsc::channel();
         let tell = self.tell;
@@ -72,7 +85,12 @@ impl Story {
             })?;
         match receiver.recv_timeout(self.limit) {
             Ok(end) => end,
-            Err(RecvTimeoutError::Timeout) => anyhow::bail!("not over after {:?}", self.limit),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(clean_up) = self.clean_up {
+                    clean_up();
+                }
+                anyhow::bail!("not over after {:?}", self.limit)
+            }
             Err(RecvTimeoutError::Disconnected) => match teller.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
                 Ok(()) => anyhow::bail!("it ended without an outcome"),
@@ -104,7 +122,12 @@ fn run(arguments: &Arguments, stories: Vec<Story>) -> ExitCode {
 
 fn outcome(story: Story, skips: &Mutex<Vec<String>>) -> Result<Completion, Failed> {
     let name = story.name;
-    match story.run() {
+    let begun = Instant::now();
+    let end = story.run();
+    if begun.elapsed() > SLOW {
+        println!("slow: {} s", begun.elapsed().as_secs());
+    }
+    match end {
         Ok(()) => Ok(Completion::Completed),
         Err(error) if error.is::<Skipped>() => {
             let reason = format!("{error:#}");
@@ -119,6 +142,7 @@ fn outcome(story: Story, skips: &Mutex<Vec<String>>) -> Result<Completion, Faile
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use libtest_mimic::Completion;
@@ -151,6 +175,23 @@ mod tests {
         });
         let failed = outcome(story.within(Duration::from_millis(5)), &skips).err();
         assert_eq!(failed.unwrap().message(), Some("not over after 5ms"));
+    }
+
+    #[test]
+    fn what_a_story_without_end_has_started_is_cleaned_up() {
+        static CLEAN: AtomicBool = AtomicBool::new(false);
+        let hangs = || {
+            loop {
+                std::thread::park();
+            }
+        };
+        let clean_up = || CLEAN.store(true, Ordering::Relaxed);
+        let ends = Story::new("it ends", || Ok(())).or_else(clean_up);
+        ends.run().unwrap();
+        assert!(!CLEAN.load(Ordering::Relaxed));
+        let hangs = Story::new("it hangs", hangs).within(Duration::from_millis(5));
+        hangs.or_else(clean_up).run().unwrap_err();
+        assert!(CLEAN.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -44,5 +44,6 @@ fn story(name: &'static str, tell: fn(&Linux) -> anyhow::Result<()>) -> Story {
         tell(&linux)?;
         linux.rekindle.leaves_nothing()
     })
+    .or_else(rekindle_e2e::end_all)
     .within(std::time::Duration::from_secs(300))
 }

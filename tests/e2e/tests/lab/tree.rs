@@ -149,6 +149,7 @@ fn lineage(linux: &Linux) -> anyhow::Result<()> {
         if round > 1 {
             rekindle.does(&format!("snapshot rm s{}", round - 1))?;
         }
+        told(round, rounds());
     }
     println!("{} rounds on one lineage", rounds());
     Ok(())
@@ -180,12 +181,20 @@ fn tree(linux: &Linux) -> anyhow::Result<()> {
         if alive.len() > BESIDE {
             ends(linux, alive.remove(dice.up_to(alive.len()))).with_context(again)?;
         }
+        told(n, clones());
     }
     for left in alive {
         ends(linux, left).with_context(|| format!("at the end, {SEED}={seed}"))?;
     }
     println!("{} copies in one tree", clones());
     Ok(())
+}
+
+/// Says how far a long run is.
+fn told(done: u64, all: u64) {
+    if done.is_multiple_of(5) && done < all {
+        println!("{done} of {all}");
+    }
 }
 
 /// A copy that others wrote beside is still as its model, and sound when it is gone.

@@ -60,4 +60,5 @@ fn story(name: &'static str, tell: fn(&Rekindle) -> anyhow::Result<()>) -> Story
         tell(&rekindle)?;
         rekindle.leaves_nothing()
     })
+    .or_else(rekindle_e2e::end_all)
 }
