@@ -31,7 +31,7 @@ const E2E: &str = "rekindle-e2e";
 const PROGRAM: &str = "rekindle";
 /// The test target of [`E2E`] that runs in the lab.
 const LAB_TARGET: &str = "lab";
-const LAB_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+const LAB_TIMEOUT: Duration = Duration::from_secs(70 * 60);
 /// For how long each target is fuzzed; the soak takes longer.
 const FUZZ_SECONDS: u32 = 5;
 /// Of so many failures the output is repeated; more would bury it again.

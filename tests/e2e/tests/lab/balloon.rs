@@ -41,7 +41,7 @@ pub(crate) fn stories() -> Vec<Story> {
 
 /// A copy of a guest with a balloon, a file in its memory, and the file's checksums.
 fn a_copy(linux: &Linux) -> anyhow::Result<Vec<String>> {
-    linux.boots("base", "--balloon 0 --track-dirty-pages")?;
+    linux.boots_with(192, "base", "--balloon 0 --track-dirty-pages")?;
     let line = format!("{FILL}; {}; echo filled", leave(MARKED));
     let said = linux.asks("base", &line)?;
     ensure!(said.contains("filled"), "{said}");

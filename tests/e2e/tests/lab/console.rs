@@ -62,7 +62,7 @@ impl Linux {
 
     /// Boots a guest that stays, to its shell.
     pub(crate) fn boots(&self, name: &str, options: &str) -> anyhow::Result<()> {
-        self.boots_with(192, name, options)
+        self.boots_with(128, name, options)
     }
 
     /// The same, with so many MiB of memory: the lab hashes all of it at each snapshot, and is slow.

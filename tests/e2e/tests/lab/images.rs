@@ -72,7 +72,7 @@ fn build(linux: &Linux, name: &str, from: &Path) -> anyhow::Result<Value> {
 
 /// Runs a guest from the image `web` until it ends with this status: what it wrote.
 fn runs(linux: &Linux, words: &[&str], status: i32) -> anyhow::Result<String> {
-    let run = ["run", "--image", "web", "--mem", "192"];
+    let run = ["run", "--image", "web", "--mem", "128"];
     let said = linux
         .rekindle
         .command_of(run.iter().chain(words).copied())
@@ -139,7 +139,7 @@ fn stays_while_needed(linux: &Linux) -> anyhow::Result<()> {
     let before = build(linux, "web", &tree)?;
     linux
         .rekindle
-        .does("run --image web --mem 192 --name web1 --detach")?;
+        .does("run --image web --mem 128 --name web1 --detach")?;
     let refused = linux.rekindle.refuses("image rm web")?;
     ensure!(
         refused.contains("the image web is needed by the VM web1"),

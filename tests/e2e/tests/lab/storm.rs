@@ -111,7 +111,7 @@ fn storm(linux: &Linux) -> anyhow::Result<()> {
 
 /// The snapshot `marked`, whose working set has pages with the mark.
 fn original(linux: &Linux) -> anyhow::Result<()> {
-    linux.boots("original", "--balloon 0")?;
+    linux.boots_with(192, "original", "--balloon 0")?;
     let line = format!("{FILL}; {}; echo filled", leave(MARKED));
     let said = linux.asks("original", &line)?;
     ensure!(said.contains("filled"), "{said}");
