@@ -82,7 +82,19 @@ fn parse_owner(text: &str) -> Result<(u32, u32), String> {
 }
 
 impl BuildVerb {
-    fn run(self, context: &Context) -> Result<()> {
+    /// For an image of a Debian suite.
+    pub(super) fn debian(name: &str, suite: &str) -> Result<BuildVerb> {
+        Ok(BuildVerb {
+            name: name.parse()?,
+            from: format!("debian:{suite}").parse()?,
+            owner: None,
+            size: 0,
+            max_size: Limits::DEFAULT_BYTES >> 20,
+            json: false,
+        })
+    }
+
+    pub(super) fn run(self, context: &Context) -> Result<()> {
         ensure!(
             self.owner.is_none() || matches!(self.from, Source::Directory(_)),
             "--owner is for dir:PATH; archives say themselves who owns what"

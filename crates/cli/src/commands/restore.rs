@@ -1,7 +1,6 @@
 //! `rekindle restore`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -45,9 +44,6 @@ pub(crate) struct Restore {
     net: Option<Net>,
     #[command(flatten)]
     network: NetworkArgs,
-    /// Put the vsock socket at this path (Firecracker 1.16 and newer)
-    #[arg(long, value_name = "PATH")]
-    vsock_path: Option<PathBuf>,
     /// Set the guest's clock to the host's (Firecracker 1.16, 1.15.1, 1.14.4 and newer)
     #[arg(long)]
     set_clock: bool,
@@ -259,7 +255,6 @@ impl Restore {
                 config.network(self.network.nat(before.unwrap_or_default()))
             }
         };
-        config.vsock_path = self.vsock_path.clone();
         config.ttl = self.ttl;
         if self.set_clock {
             config.clock = Clock::SetToHost;

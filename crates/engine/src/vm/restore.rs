@@ -12,9 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use rekindle_firecracker::model::{
-    MemoryBackend, NetworkOverride, SnapshotLoadParams, VsockOverride,
-};
+use rekindle_firecracker::model::{MemoryBackend, NetworkOverride, SnapshotLoadParams};
 use rekindle_firecracker::{CallError, Client};
 use rekindle_store::flatten::{FlattenError, flatten_to};
 use rekindle_store::snapshot::{LeaseError, OpenError};
@@ -559,9 +557,6 @@ async fn load(
             .iter()
             .map(|t| NetworkOverride::new(&t.iface_id, &t.tap));
         body = body.network_overrides(taps.collect::<Vec<_>>());
-    }
-    if let Some(path) = &config.vsock_path {
-        body = body.vsock_override(VsockOverride::new(path));
     }
     if config.clock == Clock::SetToHost {
         body = body.clock_realtime(true);

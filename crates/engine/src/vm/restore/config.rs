@@ -1,6 +1,5 @@
 //! What a restore is asked for.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rekindle_store::VmName;
@@ -23,8 +22,6 @@ pub struct RestoreConfig {
     pub then: Then,
     /// Other TAP devices than the snapshot names, by interface id (Firecracker ≥ 1.12).
     pub taps: Vec<TapOverride>,
-    /// Another path for the vsock socket than the snapshot names (Firecracker ≥ 1.16).
-    pub vsock_path: Option<PathBuf>,
     /// Whether the guest's clock is set forward (Firecracker ≥ 1.16, 1.15.1, 1.14.4).
     pub clock: Clock,
     /// Whether the pages that the guest writes are tracked, for Diff snapshots.
@@ -157,7 +154,6 @@ impl RestoreConfig {
             backend: Backend::default(),
             then: Then::default(),
             taps: Vec::new(),
-            vsock_path: None,
             clock: Clock::default(),
             dirty_pages: DirtyPages::default(),
             check: Check::default(),
