@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod bucket;
 mod drives;
 mod engine;
 pub mod host;

@@ -5,6 +5,7 @@
 //!   snapshots/<id>/    whole snapshots                      names/<name>  ──► ../snapshots/<id>
 //!   tmp/<id>/          snapshots being made, or dying       vms/<name>/   a VM's sockets, logs, record
 //!   images/            base images                          assets/       what was fetched or built
+//!   cache/             chunks of snapshots elsewhere
 //!   installation ──►   its id, in the names of what the host has only once, such as network links
 //! ```
 //!
@@ -115,6 +116,11 @@ impl Root {
     /// Fetched and built files: Firecracker, guest kernels.
     pub fn assets(&self) -> PathBuf {
         self.path.join("assets")
+    }
+
+    /// Chunks that were fetched from elsewhere; made by whoever fetches first.
+    pub fn cache(&self) -> PathBuf {
+        self.path.join("cache")
     }
 
     /// Snapshots that are being made or removed.

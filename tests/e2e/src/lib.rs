@@ -16,6 +16,7 @@ pub mod oci;
 mod program;
 pub mod registry;
 mod rekindle;
+pub mod s3;
 mod said;
 mod taps;
 

@@ -22,7 +22,7 @@ use crate::nft;
 use crate::processes::{self, Process};
 
 /// Where in the root stays what was fetched and built.
-const KEPT: &str = "assets";
+const KEPT: [&str; 2] = ["assets", "cache"];
 
 /// A thing on the host that can leak.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,8 +95,9 @@ impl Belongings {
         let mut things = BTreeSet::new();
         things.extend(processes::naming(root)?.into_iter().map(Thing::Process));
         files(root, &mut things)?;
-        let kept = root.join(KEPT);
-        things.retain(|thing| !matches!(thing, Thing::File(path) if path.starts_with(&kept)));
+        let kept = KEPT.map(|part| root.join(part));
+        let is_kept = |path: &Path| kept.iter().any(|kept| path.starts_with(kept));
+        things.retain(|thing| !matches!(thing, Thing::File(path) if is_kept(path)));
         mounts(root, &fs::read("/proc/self/mountinfo")?, &mut things);
         sockets(root, &fs::read("/proc/net/unix")?, &mut things);
         things.extend(names("/sys/class/net", prefix)?.map(Thing::Link));

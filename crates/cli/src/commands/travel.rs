@@ -1,25 +1,33 @@
 //! `rekindle snapshot push` and `rekindle snapshot pull`.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use rekindle_engine::store::SnapshotName;
-use rekindle_engine::store::packed::{Directory, Progress};
+use anyhow::{Context as _, Result};
+use rekindle_engine::bucket::{self, Location, Patience};
+use rekindle_engine::store::packed::{Cache, Progress, Repository};
+use rekindle_engine::store::unit::ByteSize;
+use rekindle_engine::store::{Root, SnapshotName};
 use serde_json::json;
 
 use super::Context;
 use crate::output;
 
-/// Packs a snapshot, and what it builds on, into a directory
+/// Packs a snapshot, and what it builds on, into a directory or an object store
 ///
-/// What is there already is not written again, also not after a push that was killed.
+/// What is there already is not sent again, also not after a push that was killed. The snapshot appears there
+/// last, and whole.
+///
+/// Credentials are taken from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and for
+/// stores that only speak like Amazon's AWS_ENDPOINT_URL, with AWS_ALLOW_HTTP=true if it has no TLS;
+/// GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Push {
     /// The snapshot, by name or id
     snapshot: String,
-    /// Where to, as file:///directory; it is made if it is missing
+    /// Where to: file:///directory, which is made, or s3://bucket/prefix, gs://…, az://…
     url: String,
+    #[command(flatten)]
+    patience: Waits,
     /// Its name there, instead of the one that it has here
     #[arg(long, value_name = "N")]
     name: Option<SnapshotName>,
@@ -28,11 +36,24 @@ pub(crate) struct Push {
     json: bool,
 }
 
-/// Unpacks a snapshot, and what it builds on, from a directory
+/// Unpacks a snapshot, and what it builds on, from a directory or an object store
+///
+/// What is here already is not fetched again, also not after a pull that was killed: what comes from an
+/// object store stays in a cache of the state directory. Credentials: see `rekindle snapshot push --help`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pull {
     /// Where from: the URL that it was pushed to, a slash, and its name there or its id
     url: String,
+    #[command(flatten)]
+    patience: Waits,
+    /// How much of the disk the cache may take, about, in MiB
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "REKINDLE_CACHE_MIB",
+        default_value_t = 4096
+    )]
+    cache: u64,
     /// Its name here, instead of the one that it has there
     #[arg(long, value_name = "N")]
     name: Option<SnapshotName>,
@@ -41,9 +62,24 @@ pub(crate) struct Pull {
     json: bool,
 }
 
+/// How long an object store may take.
+#[derive(Debug, clap::Args)]
+struct Waits {
+    /// Give up when the store has not done one thing for so long, as 30s or 2m; longer for what is large
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = super::parse_duration)]
+    patience: Duration,
+}
+
+impl Waits {
+    fn repository(&self, location: &Location) -> Result<Repository> {
+        Ok(bucket::repository(location, Patience::of(self.patience))?)
+    }
+}
+
 impl Push {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
-        let directory = Directory::at(directory(&self.url)?);
+        let location: Location = self.url.parse()?;
+        let repository = self.patience.repository(&location)?;
         let engine = context.engine_for_reading()?;
         let tip = engine.snapshot(&self.snapshot)?;
         let id = tip.id();
@@ -51,10 +87,10 @@ impl Push {
         let bar = output::transfer(format!("pushing {}", self.snapshot));
         let begun = Instant::now();
         let report = |now: Progress| bar.now(now.done, now.total);
-        let pushed = directory.push(engine.store(), tip, name.clone(), &report)?;
+        let pushed = repository.push(engine.store(), tip, name.clone(), &report)?;
         drop(bar);
         let key = name.map_or_else(|| id.to_string(), |name| name.to_string());
-        let url = format!("{}/{key}", self.url.trim_end_matches('/'));
+        let url = format!("{location}/{key}");
         if self.json {
             return output::json(&json!({
                 "id": id, "url": url, "snapshots": pushed.snapshots, "bytes": pushed.bytes,
@@ -70,13 +106,18 @@ impl Pull {
         let url = self.url.trim_end_matches('/');
         let (place, key) = url
             .rsplit_once('/')
-            .with_context(|| format!("{url:?} is no URL of a snapshot, file:///directory/name"))?;
-        let directory = Directory::at(directory(place)?);
+            .filter(|(place, _)| !place.ends_with('/'))
+            .with_context(|| {
+                format!("{url:?} is no URL of a snapshot: file:///directory/name, s3://bucket/name")
+            })?;
+        let location: Location = place.parse()?;
+        let repository = self.patience.repository(&location)?;
         let engine = context.engine_for_reading()?;
         let bar = output::transfer(format!("pulling {key}"));
         let begun = Instant::now();
         let report = |now: Progress| bar.now(now.done, now.total);
-        let pulled = directory.pull(engine.store(), key, self.name, &report)?;
+        let cache = cache(engine.root(), &location, self.cache)?;
+        let pulled = repository.pull(engine.store(), key, self.name, cache.as_ref(), &report)?;
         drop(bar);
         if self.json {
             return output::json(&json!({
@@ -91,12 +132,14 @@ impl Pull {
     }
 }
 
-/// The directory of a URL.
-fn directory(url: &str) -> Result<PathBuf> {
-    match url.strip_prefix("file://") {
-        Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
-        Some(_) => bail!("{url:?} has two slashes too few: file:///directory"),
-        None => bail!("{url:?} is not like file:///directory, which is all that is known so far"),
+/// Where what is fetched stays; what is in a directory need not.
+fn cache(root: &Root, location: &Location, mib: u64) -> Result<Option<Cache>> {
+    match location {
+        Location::Directory(_) => Ok(None),
+        Location::Bucket { .. } => {
+            let limit = ByteSize::new(mib.saturating_mul(1 << 20));
+            Ok(Some(Cache::open(root, limit)?))
+        }
     }
 }
 
@@ -106,24 +149,5 @@ fn told(snapshots: usize, how: &str, took: Duration) -> String {
         0 => "  was there already".into(),
         1 => format!("{how}  in {took:.1} s"),
         n => format!("  with {} that it builds on{how}  in {took:.1} s", n - 1),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_with_a_typo_is_refused() {
-        assert_eq!(directory("file:///a/b").unwrap(), PathBuf::from("/a/b"));
-        for (url, said) in [
-            ("file://a/b", "slashes"),
-            ("fiel:///a", "file:///directory"),
-            ("/a/b", "file:///directory"),
-            ("s3://bucket/x", "file:///directory"),
-        ] {
-            let error = directory(url).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains(url), "{error}");
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::digest::Digest;
 use crate::packed::index::Chunk;
-use crate::unit::{PAGE_SIZE, index};
+use crate::unit::index;
 use std::io;
 use thiserror::Error;
 
@@ -68,7 +68,7 @@ pub fn decode(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
     if stored.len() != index(chunk.stored.into()) {
         return Err(ChunkError::Length);
     }
-    let size = index(u64::from(chunk.pages) * PAGE_SIZE);
+    let size = index(chunk.raw_size());
     let raw = match chunk.codec {
         Codec::Stored => stored.to_vec(),
         // Gives up at a frame that would become longer.

@@ -1,65 +1,26 @@
-//! Packed snapshots in a directory: a disk that is carried, a file system that several hosts share.
-//!
-//! ```text
-//! push   packs/<BLAKE3> … all of them ─► snapshots/<id> ─► names/<name>      the base of a chain first
-//! pull   snapshots/<id> … to the base ─► chunks, each proven, into a draft ─► published, the base first
-//! ```
+//! A repository in a directory: a disk that is carried, a file system that several hosts share.
 //!
 //! A file is written without a name, made durable, and then given its name, if nobody has it (`O_TMPFILE`, `linkat`). So
 //! whoever is killed leaves whole files and nothing else, and two that push the same do not meet.
 
-use crate::file::{At, FileError, open_regular, sync_dir};
-use crate::layout::{SnapshotId, SnapshotName};
-use crate::packed::index::{Index, IndexError, MAX_INDEX, PackRef};
-use crate::unit::length;
+use crate::file::{At, FileError, open_regular, size, sync_dir};
+use crate::packed::objects::{Object, ObjectError, Objects, Put};
+use crate::unit::{index, length};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZero;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use thiserror::Error;
+use std::thread;
 
-/// A directory that holds packed snapshots.
+/// A directory that holds a repository.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    pub(super) path: PathBuf,
-}
-
-/// How far a push or a pull is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// Pages of memory and disks that are done with.
-    pub done: u64,
-    /// How many there are, about.
-    pub total: u64,
-}
-
-/// Who wants to know how far it is; asked from several threads.
-pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
-
-/// Why an index cannot be had.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum IndexFault {
-    /// It cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// It is damaged, or not one.
-    #[error("cannot use {}", path.display())]
-    Unsound {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: IndexError,
-    },
-    /// It is that of another snapshot, or longer than any.
-    #[error("{} is not the index of that snapshot", path.display())]
-    Other {
-        /// The file.
-        path: PathBuf,
-    },
+    path: PathBuf,
 }
 
 impl Directory {
@@ -68,81 +29,110 @@ impl Directory {
         Self { path: path.into() }
     }
 
-    pub(super) fn pack(&self, pack: PackRef) -> PathBuf {
-        self.path.join("packs").join(pack.name.to_string())
+    fn path(&self, object: &Object) -> PathBuf {
+        self.path.join(object.to_string())
     }
 
-    pub(super) fn snapshot(&self, id: SnapshotId) -> PathBuf {
-        self.path.join("snapshots").join(id.to_string())
+    fn open(&self, object: &Object) -> Result<Option<(File, PathBuf)>, FileError> {
+        let path = self.path(object);
+        match open_regular(&path) {
+            Err(error) if error.is_not_found() => Ok(None),
+            other => Ok(Some((other?, path))),
+        }
+    }
+}
+
+impl Objects for Directory {
+    fn url(&self, object: &Object) -> String {
+        self.path(object).display().to_string()
     }
 
-    pub(super) fn name(&self, name: &SnapshotName) -> PathBuf {
-        self.path.join("names").join(name.as_str())
+    fn place(&self) -> String {
+        self.path.display().to_string()
     }
 
-    pub(super) fn index(&self, id: SnapshotId) -> Result<Option<Index>, IndexFault> {
-        let path = self.snapshot(id);
-        let Some(bytes) = read_bounded(&path, MAX_INDEX.get())? else {
-            return Ok(None);
-        };
-        let index = Index::parse(&bytes).map_err(|source| IndexFault::Unsound {
-            path: path.clone(),
-            source,
-        })?;
-        match index.manifest().id == id {
-            true => Ok(Some(index)),
-            false => Err(IndexFault::Other { path }),
+    fn at_once(&self) -> usize {
+        thread::available_parallelism().map_or(1, NonZero::get)
+    }
+
+    fn prepare(&self) -> Result<(), ObjectError> {
+        for part in ["packs", "snapshots", "names"] {
+            let path = self.path.join(part);
+            std::fs::create_dir_all(&path).at("create", &path)?;
+        }
+        Ok(())
+    }
+
+    fn size(&self, object: &Object) -> Result<Option<u64>, ObjectError> {
+        match self.open(object)? {
+            Some((file, path)) => Ok(Some(size(&file, &path)?.get())),
+            None => Ok(None),
         }
     }
 
-    pub(super) fn named(&self, name: &SnapshotName) -> Result<Option<SnapshotId>, IndexFault> {
-        let path = self.name(name);
-        let Some(bytes) = read_bounded(&path, 64)? else {
+    fn get(&self, object: &Object, limit: u64) -> Result<Option<Vec<u8>>, ObjectError> {
+        let Some((file, path)) = self.open(object)? else {
             return Ok(None);
         };
-        let id = std::str::from_utf8(&bytes).ok();
-        let id = id.and_then(|text| text.trim_end().parse().ok());
-        id.map(Some).ok_or(IndexFault::Other { path })
+        let mut bytes = Vec::new();
+        file.take(limit + 1)
+            .read_to_end(&mut bytes)
+            .at("read", &path)?;
+        match length(bytes.len()) > limit {
+            true => Err(ObjectError::Length {
+                url: self.url(object),
+                expected: limit,
+            }),
+            false => Ok(Some(bytes)),
+        }
+    }
+
+    fn read(&self, object: &Object, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        let Some((file, path)) = self.open(object)? else {
+            return Err(ObjectError::Missing {
+                url: self.url(object),
+            });
+        };
+        let mut bytes = vec![0; index(range.end - range.start)];
+        file.read_exact_at(&mut bytes, range.start)
+            .at("read", &path)?;
+        Ok(bytes)
+    }
+
+    fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<Put, ObjectError> {
+        Ok(put_new(&self.path(object), &bytes, Durable::Yes)?)
+    }
+
+    fn remove(&self, object: &Object) -> Result<(), ObjectError> {
+        let path = self.path(object);
+        Ok(std::fs::remove_file(&path).at("remove", &path)?)
     }
 }
 
+/// Whether a file has to outlive a loss of power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Put {
-    New,
-    WasThere,
+pub(super) enum Durable {
+    Yes,
+    No,
 }
 
-/// Writes a durable file that appears whole, where none is.
-pub(super) fn put_new(path: &Path, bytes: &[u8]) -> Result<Put, FileError> {
+/// Writes a file that appears whole, where none is.
+pub(super) fn put_new(path: &Path, bytes: &[u8], durable: Durable) -> Result<Put, FileError> {
     let dir = path.parent().expect("each file is in a directory");
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).at("write to", dir)?;
     let mut file = File::from(file);
     file.write_all(bytes).at("write", path)?;
-    file.sync_all().at("sync", path)?;
+    if durable == Durable::Yes {
+        file.sync_all().at("sync", path)?;
+    }
     let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
     match rustix::fs::linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW) {
         Err(Errno::EXIST) => return Ok(Put::WasThere),
         other => other.at("name", path)?,
     }
-    sync_dir(dir.to_owned())?;
-    Ok(Put::New)
-}
-
-/// A file that is no longer than `limit`; `None` if it is not there.
-fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IndexFault> {
-    let file = match open_regular(path) {
-        Err(error) if error.is_not_found() => return Ok(None),
-        other => other?,
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .at("read", path)?;
-    match length(bytes.len()) > limit {
-        true => Err(IndexFault::Other {
-            path: path.to_owned(),
-        }),
-        false => Ok(Some(bytes)),
+    if durable == Durable::Yes {
+        sync_dir(dir.to_owned())?;
     }
+    Ok(Put::New)
 }

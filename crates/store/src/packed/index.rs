@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::manifest::{Backing, Kind, Manifest, ManifestError};
 use crate::packed::Codec;
 use crate::pages::{LayerKind, PageKind, Pages, PagesError};
-use crate::unit::{ByteSize, PageNumber, PageRange};
+use crate::unit::{ByteSize, PAGE_SIZE, PageNumber, PageRange};
 use thiserror::Error;
 
 /// The version that this program writes, and the only one that it reads.
@@ -210,6 +210,11 @@ impl Chunk {
     pub fn range(&self) -> std::ops::Range<u64> {
         let start = u64::from(self.offset);
         start..start + u64::from(self.stored)
+    }
+
+    /// How many bytes its pages have.
+    pub fn raw_size(&self) -> u64 {
+        u64::from(self.pages) * PAGE_SIZE
     }
 }
 

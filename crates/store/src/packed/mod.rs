@@ -9,23 +9,32 @@
 //! ```
 //!
 //! Whoever has the index can have any page with one more read, and prove it: a chunk that does not have its BLAKE3 is
-//! nobody's. [`Directory`] moves it; nothing here speaks to a network. Bytes: `docs/packed-format.md`.
+//! nobody's. [`Repository`] moves it, by way of a few verbs ([`Objects`]);
+//! nothing here speaks to a network. Bytes: `docs/packed-format.md`.
 
+mod cache;
 mod chunk;
 mod directory;
+mod fetch;
 mod index;
+mod objects;
 mod pack;
 mod plan;
 mod pull;
 mod push;
+mod repository;
 mod unpack;
 
+pub use cache::Cache;
 pub use chunk::{ChunkError, Codec, decode};
-pub use directory::{Directory, IndexFault, Progress, Report};
+pub use directory::Directory;
+pub use fetch::{Fetch, FetchError, Take};
 pub use index::{Chunk, Extent, Index, IndexError, MAX_INDEX, PackRef, Place, Stream};
+pub use objects::{Object, ObjectError, Objects, Put};
 pub use pack::{Known, KnownChunks, Pack, PackError, pack};
 pub use pull::{PullError, Pulled};
-pub use push::{PushError, Pushed};
+pub use push::{PushError, Pushed, Stopped};
+pub use repository::{IndexFault, Progress, Report, Repository};
 pub use unpack::{Import, ImportError};
 
 /// How many pages a chunk has at the most.

@@ -1,24 +1,19 @@
-//! `pull`: what is not here of a snapshot in a directory, and of all that it builds on.
+//! `pull`: what is not here of a snapshot in a repository, and of all that it builds on.
 
-use crate::file::{At, FileError, open_regular, shared};
+use crate::file::{FileError, shared};
 use crate::flatten::MAX_LAYERS;
 use crate::layout::{InvalidName, SnapshotId, SnapshotName};
 use crate::manifest::Backing;
-use crate::packed::chunk::{ChunkError, decode};
-use crate::packed::directory::{Directory, IndexFault, Progress, Report};
+use crate::packed::cache::Cache;
+use crate::packed::fetch::{Fetch, FetchError};
 use crate::packed::index::{Chunk, Index};
+use crate::packed::repository::{Counter, IndexFault, Report, Repository};
 use crate::packed::unpack::{Import, ImportError};
 use crate::publish::BeginError;
 use crate::snapshot::OpenError;
 use crate::store::Store;
-use crate::unit::{PAGE_SIZE, index};
-use std::fs::File;
-use std::num::NonZero;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use crate::unit::length;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use thiserror::Error;
 
 /// What a pull did.
@@ -37,12 +32,12 @@ pub struct Pulled {
 #[non_exhaustive]
 pub enum PullError {
     /// There is no such snapshot.
-    #[error("there is no snapshot {key} in {}", path.display())]
+    #[error("there is no snapshot {key} in {place}")]
     NoSuchSnapshot {
         /// What was asked for.
         key: String,
-        /// The directory.
-        path: PathBuf,
+        /// The repository.
+        place: String,
     },
     /// What was asked for is neither a name nor an id.
     #[error("{key:?} is no name of a snapshot")]
@@ -90,17 +85,9 @@ pub enum PullError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A chunk is wrong.
-    #[error("{} is damaged: the chunk at {offset}", path.display())]
-    Damaged {
-        /// The pack.
-        path: PathBuf,
-        /// Where the chunk starts in it, in bytes.
-        offset: u32,
-        /// What is wrong with it.
-        #[source]
-        source: ChunkError,
-    },
+    /// A chunk cannot be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// No snapshot can be made of it.
     #[error("cannot make snapshot {id}")]
     Import {
@@ -112,10 +99,11 @@ pub enum PullError {
     },
 }
 
-impl Directory {
+impl Repository {
     /// Makes the snapshot that is called `key` there, by name or id, and all that it builds on, unless they are here.
     ///
-    /// Without a `name` it gets the one that it has there.
+    /// Without a `name` it gets the one that it has there. What a `cache` has is not fetched, and what is fetched stays in
+    /// it, so that one that is killed goes on where it was.
     ///
     /// # Errors
     /// A [`PullError`].
@@ -124,6 +112,7 @@ impl Directory {
         store: &Store,
         key: &str,
         name: Option<SnapshotName>,
+        cache: Option<&Cache>,
         report: Report<'_>,
     ) -> Result<Pulled, PullError> {
         let (id, theirs) = self.resolve(key)?;
@@ -131,18 +120,11 @@ impl Directory {
         let name = name.or(theirs);
         let name = name.or_else(|| missing.last().and_then(|tip| tip.manifest().name.clone()));
         check_room(store, &missing, id, name.as_ref())?;
-        let counter = Counter {
-            done: AtomicU64::new(0),
-            total: missing
-                .iter()
-                .flat_map(|index| index.chunks())
-                .map(raw_size)
-                .sum(),
-            report,
-        };
+        let chunks = missing.iter().flat_map(|index| index.chunks());
+        let counter = Counter::new(chunks.map(Chunk::raw_size).sum(), report);
         for index in &missing {
             let name = name.clone().filter(|_| index.manifest().id == id);
-            self.pull_one(store, index, name, &counter)?;
+            self.pull_one(store, index, name, cache, &counter)?;
         }
         let tip = store.snapshot(&id.to_string())?;
         Ok(Pulled {
@@ -199,6 +181,7 @@ impl Directory {
         store: &Store,
         index: &Arc<Index>,
         name: Option<SnapshotName>,
+        cache: Option<&Cache>,
         counter: &Counter<'_>,
     ) -> Result<(), PullError> {
         let id = index.manifest().id;
@@ -208,62 +191,22 @@ impl Directory {
             Err(ImportError::Begin(BeginError::Published { .. })) => return Ok(()),
             other => other.map_err(wrong)?,
         };
-        let numbers: Vec<u32> = (0..)
-            .zip(index.chunks())
-            .map(|(number, _)| number)
-            .collect();
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        let share = numbers.len().div_ceil(threads).max(1);
-        thread::scope(|scope| {
-            let shares: Vec<_> = numbers
-                .chunks(share)
-                .map(|numbers| scope.spawn(|| self.unpack(index, &import, numbers, counter)))
-                .collect();
-            let done = shares
-                .into_iter()
-                .map(|one| one.join().expect("unpacking does not panic"));
-            done.collect::<Result<(), PullError>>()
+        let fetch = Fetch {
+            objects: &*self.objects,
+            cache,
+        };
+        fetch.all::<PullError>(index, &|number, raw| {
+            import.write(number, raw)?;
+            counter.add(length(raw.len()));
+            Ok(())
         })?;
         import.publish().map(drop).map_err(wrong)
-    }
-
-    /// Brings some chunks into the draft.
-    fn unpack(
-        &self,
-        of: &Index,
-        import: &Import,
-        numbers: &[u32],
-        counter: &Counter<'_>,
-    ) -> Result<(), PullError> {
-        let mut open: Option<(u32, File, PathBuf)> = None;
-        for &number in numbers {
-            let chunk = &of.chunks()[index(number.into())];
-            let (file, path) = match &open {
-                Some((pack, file, path)) if *pack == chunk.pack => (file, path),
-                _ => {
-                    let path = self.pack(of.packs()[index(chunk.pack.into())]);
-                    let (_, file, path) = open.insert((chunk.pack, open_regular(&path)?, path));
-                    (&*file, &*path)
-                }
-            };
-            let mut stored = vec![0; index(chunk.stored.into())];
-            file.read_exact_at(&mut stored, chunk.offset.into())
-                .at("read", path)?;
-            let raw = decode(chunk, &stored).map_err(|source| PullError::Damaged {
-                path: path.clone(),
-                offset: chunk.offset,
-                source,
-            })?;
-            import.write(number, &raw)?;
-            counter.add(raw_size(chunk));
-        }
-        Ok(())
     }
 
     fn no_such(&self, key: &str) -> PullError {
         PullError::NoSuchSnapshot {
             key: key.to_owned(),
-            path: self.path.clone(),
+            place: self.objects.place(),
         }
     }
 }
@@ -310,25 +253,4 @@ fn check_room(
         }
     }
     Ok(())
-}
-
-/// Counts what is done with, for all threads.
-struct Counter<'a> {
-    done: AtomicU64,
-    total: u64,
-    report: Report<'a>,
-}
-
-impl Counter<'_> {
-    fn add(&self, more: u64) {
-        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
-        (self.report)(Progress {
-            done,
-            total: self.total,
-        });
-    }
-}
-
-fn raw_size(chunk: &Chunk) -> u64 {
-    u64::from(chunk.pages) * PAGE_SIZE
 }

@@ -1,16 +1,26 @@
-//! `push`: what a directory lacks of a snapshot, and of all that it builds on.
+//! `push`: what a repository lacks of a snapshot, and of all that it builds on.
+//!
+//! ```text
+//! pack ──one pack──► rendezvous ─┬─ put ─┐
+//!                                ├─ put ─┼─► all there? ─► the index ─► … ─► the name
+//!                                └─ put ─┘
+//! ```
+//!
+//! No pack waits but the one that is handed over, so there are never more in memory than are put at once, and two.
 
-use crate::file::{At, FileError, open_regular, size};
 use crate::layout::{SnapshotId, SnapshotName};
 use crate::manifest::{Manifest, ManifestError};
-use crate::packed::directory::{Directory, IndexFault, Progress, Put, Report, put_new};
-use crate::packed::index::{Index, PackRef};
-use crate::packed::pack::{KnownChunks, PackError, pack};
+use crate::packed::index::Index;
+use crate::packed::objects::{Object, ObjectError, Put};
+use crate::packed::pack::{KnownChunks, Pack, PackError, pack};
+use crate::packed::repository::{Counter, IndexFault, Report, Repository};
 use crate::snapshot::{LeaseError, Snapshot};
 use crate::store::{ChainError, Store};
 use crate::unit::length;
 use crate::verify::VerifyError;
-use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use thiserror::Error;
 
 /// What a push did.
@@ -48,7 +58,7 @@ pub enum PushError {
         id: SnapshotId,
         /// Why not.
         #[source]
-        source: PackError<FileError>,
+        source: PackError<Stopped>,
     },
     /// Its index cannot be written.
     #[error("cannot write the index of snapshot {id}")]
@@ -59,31 +69,33 @@ pub enum PushError {
         #[source]
         source: ManifestError,
     },
-    /// A file cannot be written.
+    /// An object cannot be put.
     #[error(transparent)]
-    File(#[from] FileError),
+    Object(#[from] ObjectError),
     /// What is there of this snapshot cannot be used.
     #[error(transparent)]
     Index(#[from] IndexFault),
     /// Another snapshot with that id is there.
-    #[error("another snapshot with the id {id} is in {}", path.display())]
+    #[error("another snapshot with the id {id} is in {place}")]
     Other {
         /// The id.
         id: SnapshotId,
-        /// The directory.
-        path: PathBuf,
+        /// The repository.
+        place: String,
     },
     /// Another snapshot has the name there.
-    #[error("the name {name} is that of another snapshot in {}; push it under another one with --name", path.display())]
+    #[error(
+        "the name {name} is that of another snapshot in {place}; push it under another one with --name"
+    )]
     NameTaken {
         /// The name.
         name: SnapshotName,
-        /// The directory.
-        path: PathBuf,
+        /// The repository.
+        place: String,
     },
 }
 
-impl Directory {
+impl Repository {
     /// Writes the snapshot `tip` and all that it builds on, and lets `name` lead to it there.
     ///
     /// Without a `name` it gets the one that it has here, if any.
@@ -101,10 +113,7 @@ impl Directory {
         let name = name.or_else(|| tip.manifest().name.clone());
         let _lease = tip.lease()?;
         let chain = store.chain(tip)?;
-        for part in ["packs", "snapshots", "names"] {
-            let path = self.path.join(part);
-            std::fs::create_dir_all(&path).at("create", &path)?;
-        }
+        self.objects.prepare()?;
         if let Some(name) = &name {
             self.check_name(name, id)?;
         }
@@ -124,74 +133,119 @@ impl Directory {
             .map(|snapshot| snapshot.data_size().get())
             .sum();
         let mut pushed = Pushed::default();
-        let mut done = 0;
+        let counter = Counter::new(total, report);
         for snapshot in missing {
-            let told = |pages| {
-                report(Progress {
-                    done: done + pages,
-                    total,
-                })
-            };
-            let index = self.push_one(&snapshot, &known, &mut pushed, &told)?;
+            let (index, bytes) = self.push_one(&snapshot, &known, &counter)?;
             known.add(&index);
-            done += snapshot.data_size().get();
+            pushed.snapshots += 1;
+            pushed.bytes += bytes;
         }
         if let Some(name) = &name {
-            put_new(&self.name(name), format!("{id}\n").as_bytes())?;
+            let object = Object::Name(name.clone());
+            self.objects.put(&object, format!("{id}\n").into_bytes())?;
             self.check_name(name, id)?;
         }
         Ok(pushed)
     }
 
+    /// Packs and puts a snapshot; tells how many bytes were put.
     fn push_one(
         &self,
         snapshot: &Snapshot,
         known: &KnownChunks,
-        pushed: &mut Pushed,
-        told: &dyn Fn(u64),
-    ) -> Result<Index, PushError> {
+        counter: &Counter<'_>,
+    ) -> Result<(Index, u64), PushError> {
         let id = snapshot.id();
         snapshot
             .verify()
             .map_err(|source| PushError::Damaged { id, source })?;
-        let mut put = |pack: crate::packed::Pack| {
-            if self.put_pack(pack.is, &pack.bytes)? == Put::New {
-                pushed.bytes += u64::from(pack.is.size);
-            }
-            told(pack.pages_done.get());
-            Ok(())
-        };
-        let index =
-            pack(snapshot, known, &mut put).map_err(|source| PushError::Pack { id, source })?;
+        let (index, mut put) = self.put_packs(snapshot, known, counter)?;
         let bytes = index
             .to_bytes()
             .map_err(|source| PushError::Manifest { id, source })?;
+        let size = length(bytes.len());
         // Whoever was faster wrote one that is as good.
-        put_new(&self.snapshot(id), &bytes)?;
-        pushed.snapshots += 1;
-        pushed.bytes += length(bytes.len());
-        Ok(index)
+        if self.objects.put(&Object::Snapshot(id), bytes)? == Put::New {
+            put += size;
+        }
+        Ok((index, put))
     }
 
-    fn put_pack(&self, is: PackRef, bytes: &[u8]) -> Result<Put, FileError> {
-        let path = self.pack(is);
-        match open_regular(&path) {
-            Ok(file) if size(&file, &path)?.get() == u64::from(is.size) => {
-                return Ok(Put::WasThere);
+    /// Puts the packs while they are made.
+    fn put_packs(
+        &self,
+        snapshot: &Snapshot,
+        known: &KnownChunks,
+        counter: &Counter<'_>,
+    ) -> Result<(Index, u64), PushError> {
+        let id = snapshot.id();
+        let written = AtomicU64::new(0);
+        let failure = Mutex::new(None);
+        let (hand_over, packs) = mpsc::sync_channel::<(Pack, u64)>(0);
+        let packs = Mutex::new(Some(packs));
+        let next = || {
+            let packs = packs.lock().expect("nobody panics with it");
+            packs.as_ref()?.recv().ok()
+        };
+        let putter = || {
+            while let Some((pack, pages)) = next() {
+                match self.put_pack(pack) {
+                    Ok(bytes) => {
+                        written.fetch_add(bytes, Ordering::Relaxed);
+                        counter.add(pages);
+                    }
+                    Err(error) => {
+                        failure
+                            .lock()
+                            .expect("nobody panics with it")
+                            .get_or_insert(error);
+                        // Nobody takes what is handed over from now on.
+                        packs.lock().expect("nobody panics with it").take();
+                        return;
+                    }
+                }
             }
-            // A disk lost a part of it.
-            Ok(_) => std::fs::remove_file(&path).at("remove", &path)?,
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
+        };
+        let packed = thread::scope(|scope| {
+            for _ in 0..self.objects.at_once() {
+                scope.spawn(putter);
+            }
+            let hand_over = hand_over;
+            let mut before = 0;
+            let mut put = |pack: Pack| {
+                let pages = pack.pages_done.get() - before;
+                before += pages;
+                hand_over.send((pack, pages)).map_err(|_| Stopped)
+            };
+            pack(snapshot, known, &mut put)
+        });
+        if let Some(source) = failure.into_inner().expect("nobody panics with it") {
+            return Err(source.into());
         }
-        put_new(&path, bytes)
+        let index = packed.map_err(|source| PushError::Pack { id, source })?;
+        Ok((index, written.into_inner()))
+    }
+
+    /// Tells how many bytes were put: none of a pack that was there.
+    fn put_pack(&self, pack: Pack) -> Result<u64, ObjectError> {
+        let (object, size) = (Object::Pack(pack.is.name), u64::from(pack.is.size));
+        match self.objects.size(&object)? {
+            Some(found) if found == size => return Ok(0),
+            // A disk lost a part of it.
+            Some(_) => self.objects.remove(&object)?,
+            None => {}
+        }
+        match self.objects.put(&object, pack.bytes)? {
+            Put::New => Ok(size),
+            Put::WasThere => Ok(0),
+        }
     }
 
     fn check_name(&self, name: &SnapshotName, id: SnapshotId) -> Result<(), PushError> {
         match self.named(name)? {
             Some(owner) if owner != id => Err(PushError::NameTaken {
                 name: name.clone(),
-                path: self.path.clone(),
+                place: self.objects.place(),
             }),
             _ => Ok(()),
         }
@@ -204,8 +258,13 @@ impl Directory {
             true => Ok(()),
             false => Err(PushError::Other {
                 id: ours.id,
-                path: self.path.clone(),
+                place: self.objects.place(),
             }),
         }
     }
 }
+
+/// A pack could not be put, for a reason that is told elsewhere.
+#[derive(Debug, Error)]
+#[error("putting packs has stopped")]
+pub struct Stopped;

@@ -1,7 +1,7 @@
 //! SIGKILL on the way: what was whole stays whole, and the next run completes.
 
 use crate::fixture::{Fixture, assert_same, lineage, pull, push};
-use rekindle_store::packed::Directory;
+use rekindle_store::packed::Repository;
 use rekindle_store::store::Listed;
 use rustix::process::{Signal, getpid, kill_process};
 use std::env;
@@ -25,7 +25,7 @@ fn travel(root: &Path, place: &Path, what: &str) {
             kill_process(getpid(), Signal::KILL).unwrap();
         }
     };
-    let directory = Directory::at(place);
+    let directory = Repository::directory(place);
     match verb {
         "push" => {
             let tip = store.snapshot("tip").unwrap();
@@ -35,7 +35,7 @@ fn travel(root: &Path, place: &Path, what: &str) {
                 .unwrap();
         }
         _ => directory
-            .pull(&store, "tip", None, &report)
+            .pull(&store, "tip", None, None, &report)
             .map(drop)
             .unwrap(),
     }

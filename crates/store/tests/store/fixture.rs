@@ -6,7 +6,7 @@ use rekindle_store::manifest::{
     Agent, BackingParts, BootInfo, Devices, DriveParts, Egress, FirecrackerInfo, HostInfo,
     HugePages, Interface, Kind, MachineConfig, MemoryLayout, Vsock,
 };
-use rekindle_store::packed::{Directory, PullError, Pulled, PushError, Pushed};
+use rekindle_store::packed::{PullError, Pulled, PushError, Pushed, Repository};
 use rekindle_store::unit::{ByteSize, PAGE_SIZE};
 use rekindle_store::{Draft, ManifestParts, Root, Snapshot, SnapshotId, Store};
 use rustix::fs::{SeekFrom, seek};
@@ -249,11 +249,11 @@ fn noisy() -> Vec<Written> {
 
 pub(crate) fn push(fixture: &Fixture, to: &Path, key: &str) -> Result<Pushed, PushError> {
     let tip = fixture.store.snapshot(key).unwrap();
-    Directory::at(to).push(&fixture.store, tip, None, &|_| {})
+    Repository::directory(to).push(&fixture.store, tip, None, &|_| {})
 }
 
 pub(crate) fn pull(fixture: &Fixture, from: &Path, key: &str) -> Result<Pulled, PullError> {
-    Directory::at(from).pull(&fixture.store, key, None, &|_| {})
+    Repository::directory(from).pull(&fixture.store, key, None, None, &|_| {})
 }
 
 pub(crate) fn assert_same(ours: &Snapshot, there: &Fixture) {

@@ -1,6 +1,6 @@
 use crate::fixture::{Fixture, assert_same, lineage, pull, push};
 use rekindle_store::digest::Digest;
-use rekindle_store::packed::{Directory, Progress, PullError, PushError, Pushed};
+use rekindle_store::packed::{Progress, PullError, PushError, Pushed, Repository};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -53,7 +53,7 @@ fn it_can_have_other_names_there_and_here_and_progress_is_told() {
     let [base, _] = lineage(&here);
     let last = Mutex::new(Progress::default());
     let report = |now| *last.lock().unwrap() = now;
-    let directory = Directory::at(&path);
+    let directory = Repository::directory(&path);
     let other = Some("other".parse().unwrap());
     let snapshot = here.store.snapshot("base").unwrap();
     directory
@@ -63,7 +63,7 @@ fn it_can_have_other_names_there_and_here_and_progress_is_told() {
     assert!(told.done > 0 && told.total >= 1 << 20, "{told:?}");
     let mine = Some("mine".parse().unwrap());
     directory
-        .pull(&there.store, "other", mine, &report)
+        .pull(&there.store, "other", mine, None, &report)
         .unwrap();
     let told = *last.lock().unwrap();
     assert_eq!(told.done, told.total);

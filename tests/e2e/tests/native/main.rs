@@ -3,6 +3,7 @@
 mod adopt;
 mod agent;
 mod bare;
+mod buckets;
 mod damage;
 mod disks;
 mod ends;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         rehearse::stories(),
         trace::stories(),
         travel::stories(),
+        buckets::stories(),
         life::stories(),
         ends::stories(),
         kills::stories(),

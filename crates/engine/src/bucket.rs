@@ -1,0 +1,362 @@
+//! Repositories of packed snapshots by URL: in a directory, or in an object store.
+//!
+//! ```text
+//!   file:///directory ─────────► Directory (the store crate)
+//!   s3:// gs:// az:// ─────────► Bucket ─► try ─► back off, try again … until the patience ends ─► object_store
+//!                                            └─ refused: no rights, no bucket: at once
+//! ```
+//!
+//! A [`Bucket`] speaks to the `object_store` crate; what is here is what that leaves open: when to try again, when to
+//! give up, and what to say then. Credentials are taken from the environment by that crate, and are in no message: of
+//! what a store says only its code and its one sentence are repeated.
+
+mod patience;
+mod refusal;
+mod url;
+
+pub use patience::Patience;
+pub use refusal::Refusal;
+pub use url::{Location, Scheme, UrlError};
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::path::Path;
+use object_store::{
+    ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
+    RetryConfig,
+};
+// For its TLS alone, by a feature that object_store leaves to others.
+use rekindle_store::packed::{Object, ObjectError, Objects, Put, Repository};
+use reqwest as _;
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+/// How many requests are under way at once: enough to fill a line whose answers take 20 ms, and 64 MiB of packs at the most.
+const AT_ONCE: usize = 8;
+
+/// How long it may take until a connection is there.
+const CONNECT: &str = "5s";
+
+/// The crate's own limit of a request, which is not to be met: it knows not how much travels.
+const LONGEST: &str = "1h";
+
+/// Why a repository cannot be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// The URL is none.
+    #[error(transparent)]
+    Url(#[from] UrlError),
+    /// What the environment says of the store cannot be used.
+    #[error("cannot use {url} with what the environment says of it")]
+    Settings {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: object_store::Error,
+    },
+    /// There is no thread for it.
+    #[error("cannot start a thread for {url}")]
+    Runtime {
+        /// The URL.
+        url: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The repository at a URL. Nothing is asked of it yet.
+///
+/// Its calls wait for their answers: they are for threads, not for tasks.
+///
+/// # Errors
+/// A [`PlaceError`].
+pub fn repository(location: &Location, patience: Patience) -> Result<Repository, PlaceError> {
+    match location {
+        Location::Directory(path) => Ok(Repository::directory(path)),
+        Location::Bucket { .. } => Ok(Repository::of(Box::new(Bucket::open(location, patience)?))),
+    }
+}
+
+/// A repository in an object store.
+pub struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+    patience: Patience,
+    // Dropped last: what is under way needs it.
+    runtime: Runtime,
+}
+
+// What the store is told by its environment stays out of it.
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bucket").field(&self.url).finish()
+    }
+}
+
+impl Bucket {
+    fn open(location: &Location, patience: Patience) -> Result<Self, PlaceError> {
+        let Location::Bucket {
+            scheme,
+            bucket,
+            prefix,
+        } = location
+        else {
+            unreachable!("a directory is no bucket");
+        };
+        let url = location.to_string();
+        // The only one of TLS that is linked; another that was installed before is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = |source| PlaceError::Settings {
+            url: url.clone(),
+            source,
+        };
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("objects")
+            .enable_all()
+            .build()
+            .map_err(|source| PlaceError::Runtime {
+                url: url.clone(),
+                source,
+            })?;
+        let store = connect(*scheme, bucket).map_err(settings)?;
+        Ok(Self {
+            store,
+            prefix: prefix.clone(),
+            url,
+            patience,
+            runtime,
+        })
+    }
+
+    fn path(&self, object: &Object) -> Path {
+        let parts = object.to_string();
+        self.prefix
+            .parts()
+            .chain(Path::from(parts).parts())
+            .collect()
+    }
+
+    /// Asks until there is an answer, or the patience is at its end. `size` is how many bytes are to travel, about.
+    /// Each try must end by itself.
+    fn ask<T, F>(
+        &self,
+        action: &'static str,
+        object: &Object,
+        size: u64,
+        ask: impl Fn(Path) -> F,
+    ) -> Result<T, ObjectError>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let path = self.path(object);
+        let asked = self.runtime.block_on(async {
+            let mut trying = self.patience.begin(size);
+            loop {
+                let refusal = match ask(path.clone()).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => Refusal::of(error),
+                };
+                match trying.pause_after(&refusal) {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(refusal),
+                }
+            }
+        });
+        asked.map_err(|refusal| match refusal {
+            Refusal::NotThere => ObjectError::Missing {
+                url: self.url(object),
+            },
+            refusal => ObjectError::Remote {
+                action,
+                url: self.url(object),
+                source: Box::new(refusal),
+            },
+        })
+    }
+
+    /// A part of an object, or all of it.
+    fn fetch(
+        &self,
+        object: &Object,
+        range: Option<Range<u64>>,
+        limit: u64,
+    ) -> Result<Vec<u8>, ObjectError> {
+        let asked = range.as_ref().map(|range| range.end - range.start);
+        let answer = self.ask("read", object, asked.unwrap_or_default(), |path| {
+            let options = GetOptions {
+                range: range.clone().map(GetRange::Bounded),
+                ..GetOptions::default()
+            };
+            async move {
+                let result = self.within(0, self.store.get_opts(&path, options)).await?;
+                let size = result.range.end - result.range.start;
+                if size > limit || asked.is_some_and(|asked| asked != size) {
+                    return Ok(None);
+                }
+                // How long is right is known by now.
+                let bytes = self.within(size, result.bytes()).await?;
+                Ok(Some(Vec::from(bytes)))
+            }
+        })?;
+        answer.ok_or_else(|| ObjectError::Length {
+            url: self.url(object),
+            expected: asked.unwrap_or(limit),
+        })
+    }
+
+    /// One try: an error after its part of the patience.
+    async fn within<T>(
+        &self,
+        size: u64,
+        asked: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        let limit = self.patience.begin(size).one();
+        timeout(limit, asked)
+            .await
+            .unwrap_or_else(|_| Err(refusal::silence(limit)))
+    }
+
+    fn there(&self, object: &Object) -> Result<Option<u64>, ObjectError> {
+        let asked = self.ask("ask for", object, 0, |path| async move {
+            Ok(self.within(0, self.store.head(&path)).await?.size)
+        });
+        match asked {
+            Ok(size) => Ok(Some(size)),
+            Err(ObjectError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn put_as(
+        &self,
+        object: &Object,
+        bytes: &PutPayload,
+        mode: &PutMode,
+    ) -> Result<Put, ObjectError> {
+        let size = u64::try_from(bytes.content_length()).expect("sizes fit");
+        self.ask("write", object, size, |path| {
+            let (bytes, mode) = (bytes.clone(), mode.clone());
+            async move {
+                let put = self.store.put_opts(&path, bytes, mode.into());
+                match self.within(size, put).await {
+                    Ok(_) => Ok(Put::New),
+                    Err(object_store::Error::AlreadyExists { .. }) => {
+                        // Or somebody is just putting it, and may yet fail: then that it is not there is tried again.
+                        self.within(0, self.store.head(&path)).await?;
+                        Ok(Put::WasThere)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        })
+    }
+}
+
+impl Objects for Bucket {
+    fn url(&self, object: &Object) -> String {
+        format!("{}/{object}", self.url)
+    }
+
+    fn place(&self) -> String {
+        self.url.clone()
+    }
+
+    fn at_once(&self) -> usize {
+        AT_ONCE
+    }
+
+    fn prepare(&self) -> Result<(), ObjectError> {
+        Ok(())
+    }
+
+    fn size(&self, object: &Object) -> Result<Option<u64>, ObjectError> {
+        self.there(object)
+    }
+
+    fn get(&self, object: &Object, limit: u64) -> Result<Option<Vec<u8>>, ObjectError> {
+        match self.fetch(object, None, limit) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(ObjectError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, object: &Object, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
+        let size = range.end - range.start;
+        self.fetch(object, Some(range), size)
+    }
+
+    fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<Put, ObjectError> {
+        let bytes = PutPayload::from(bytes);
+        if let Object::Pack(_) = object {
+            // Whoever else puts it puts the same.
+            return self.put_as(object, &bytes, &PutMode::Overwrite);
+        }
+        self.put_as(object, &bytes, &PutMode::Create)
+    }
+
+    fn remove(&self, object: &Object) -> Result<(), ObjectError> {
+        let removed = self.ask("remove", object, 0, |path| async move {
+            self.within(0, self.store.delete(&path)).await
+        });
+        match removed {
+            Err(ObjectError::Missing { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// The store that has a bucket, with what the environment says of it. Nothing is asked of it yet.
+fn connect(scheme: Scheme, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    // When to try again and how long to wait is decided here.
+    let retry = RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    };
+    Ok(match scheme {
+        Scheme::S3 => Arc::new(
+            AmazonS3Builder::from_env()
+                .with_config(
+                    AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout),
+                    CONNECT,
+                )
+                .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
+                .with_bucket_name(bucket)
+                .with_retry(retry)
+                .build()?,
+        ),
+        Scheme::Google => Arc::new(
+            GoogleCloudStorageBuilder::from_env()
+                .with_config(
+                    GoogleConfigKey::Client(ClientConfigKey::ConnectTimeout),
+                    CONNECT,
+                )
+                .with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
+                .with_bucket_name(bucket)
+                .with_retry(retry)
+                .build()?,
+        ),
+        Scheme::Azure => Arc::new(
+            MicrosoftAzureBuilder::from_env()
+                .with_config(
+                    AzureConfigKey::Client(ClientConfigKey::ConnectTimeout),
+                    CONNECT,
+                )
+                .with_config(AzureConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
+                .with_container_name(bucket)
+                .with_retry(retry)
+                .build()?,
+        ),
+    })
+}

@@ -1,0 +1,181 @@
+//! Why an object store did not do what it was asked, in words that tell what to do next.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use object_store::Error;
+use thiserror::Error;
+
+/// Why an object store did not do what it was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The object is not there.
+    #[error("it is not there")]
+    NotThere,
+    /// Nor is its bucket.
+    #[error(
+        "there is no such bucket ({said}); it must be made first, and the region must be its own"
+    )]
+    NoBucket {
+        /// What the store said.
+        said: String,
+    },
+    /// The credentials do not suffice.
+    #[error(
+        "the store does not allow it ({said}); are the credentials in the environment the right ones, and may they read and write here?"
+    )]
+    NoRights {
+        /// What the store said.
+        said: String,
+    },
+    /// There are no credentials.
+    #[error(
+        "there are no credentials for it ({said}); the environment must have them, AWS_ACCESS_KEY_ID and so on"
+    )]
+    NoCredentials {
+        /// What was tried.
+        said: String,
+    },
+    /// The store says that the request is wrong.
+    #[error(
+        "the store takes the request for wrong ({said}); is its region or its endpoint another?"
+    )]
+    Wrong {
+        /// What the store said.
+        said: String,
+    },
+    /// The store, or the way to it, failed.
+    #[error("there was no good answer, however often it was asked ({said})")]
+    Unwell {
+        /// How it failed last.
+        said: String,
+    },
+}
+
+impl Refusal {
+    pub(super) fn of(error: Error) -> Self {
+        let text = chain(&error);
+        let said = gist(&text);
+        match error {
+            Error::NotFound { .. }
+                if ["NoSuchBucket", "bucket does not exist", "ContainerNotFound"]
+                    .iter()
+                    .any(|sign| text.contains(sign)) =>
+            {
+                Self::NoBucket { said }
+            }
+            Error::NotFound { .. } => Self::NotThere,
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                Self::NoRights { said }
+            }
+            // The crate looks for credentials at an address that only machines of the cloud know.
+            _ if text.contains("169.254.") || text.contains("metadata.google") => {
+                Self::NoCredentials { said }
+            }
+            Error::Generic { .. } if text.contains("status code: 4") => Self::Wrong { said },
+            Error::Generic { .. } if text.contains("Received redirect") => Self::Wrong { said },
+            Error::Generic { .. } => Self::Unwell { said },
+            _ => Self::Wrong { said },
+        }
+    }
+}
+
+/// No answer, or not all of it, in so long.
+pub(super) fn silence(waited: Duration) -> Error {
+    Error::Generic {
+        store: "the store",
+        source: format!("no answer within {} s", waited.as_secs_f32()).into(),
+    }
+}
+
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(one) = cause {
+        text = format!("{text}: {one}");
+        cause = one.source();
+    }
+    text
+}
+
+/// What is worth repeating of an error: the code and the sentence of an XML answer, or else the last cause.
+///
+/// An answer may repeat what the request was signed with, so nothing else of it is told.
+fn gist(text: &str) -> String {
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once("</")?.0.to_owned())
+    };
+    match (element("Code"), element("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code,
+        _ => match text.split_once("status code: ") {
+            // Of a page of HTML, say, the status is all that is known.
+            Some((_, rest)) => rest
+                .split([':', '<', '\n'])
+                .next()
+                .unwrap_or(rest)
+                .trim()
+                .to_owned(),
+            None => {
+                let last = text.rsplit(": ").next().unwrap_or(text);
+                last.lines().next().unwrap_or(last).to_owned()
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(text: &str) -> Error {
+        Error::Generic {
+            store: "S3",
+            source: text.to_owned().into(),
+        }
+    }
+
+    #[test]
+    fn only_the_code_and_the_sentence_of_an_answer_are_repeated() {
+        let text = "Error performing PUT http://x/ in 1ms - Server returned non-2xx status code: 403 Forbidden: \
+            <?xml?><Error><Code>SignatureDoesNotMatch</Code><Message>It differs.</Message>\
+            <AWSAccessKeyId>AKIDSECRET</AWSAccessKeyId></Error>";
+        assert_eq!(gist(text), "SignatureDoesNotMatch: It differs.");
+        let refusal = Refusal::of(Error::PermissionDenied {
+            path: "x".into(),
+            source: text.into(),
+        });
+        assert!(matches!(refusal, Refusal::NoRights { .. }));
+        assert!(!format!("{refusal} {refusal:?}").contains("AKID"));
+    }
+
+    #[test]
+    fn what_can_pass_is_told_from_what_cannot() {
+        let unwell =
+            generic("Server returned non-2xx status code: 500 Internal Server Error: <html>");
+        let refusal = Refusal::of(unwell);
+        assert!(
+            matches!(&refusal, Refusal::Unwell { said } if said == "500 Internal Server Error"),
+            "{refusal}"
+        );
+        let wrong = Refusal::of(generic("status code: 400 Bad Request: "));
+        assert!(matches!(wrong, Refusal::Wrong { .. }), "{wrong}");
+        let missing = |said: &str| {
+            Refusal::of(Error::NotFound {
+                path: "x".into(),
+                source: said.to_owned().into(),
+            })
+        };
+        assert!(matches!(missing("404"), Refusal::NotThere));
+        assert!(matches!(
+            missing("<Code>NoSuchBucket</Code>"),
+            Refusal::NoBucket { .. }
+        ));
+        assert!(matches!(
+            Refusal::of(silence(Duration::from_secs(1))),
+            Refusal::Unwell { said } if said == "no answer within 1 s"
+        ));
+    }
+}

@@ -1,0 +1,110 @@
+//! Chunks that were fetched, on this host: a file each, named by the BLAKE3 of the pages that it has.
+//!
+//! All processes of a state directory share it, without a word to each other: a file appears whole, is never written to
+//! again, and is proven each time that it is read, so it need not even be durable. One that is wrong is removed. What was not
+//! wanted for longest goes when there is too much; who has it open keeps it. A cache that cannot be written to costs
+//! time, and nothing else.
+
+use crate::digest::Digest;
+use crate::file::{At, Dir, FileError, TryLock, open_regular};
+use crate::layout::Root;
+use crate::packed::directory::{Durable, put_new};
+use crate::packed::index::Chunk;
+use crate::unit::{ByteSize, index, length};
+use rustix::fs::FlockOperation;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// How much is put before it is looked whether it is too much: the cache may become so much larger, for each process.
+const LOOK_AFTER: u64 = 64 << 20;
+
+/// Who is wanted again within this time is as good as just wanted.
+const WANTED: Duration = Duration::from_secs(60);
+
+/// The chunks that a host has of snapshots elsewhere.
+#[derive(Debug)]
+pub struct Cache {
+    dir: PathBuf,
+    limit: ByteSize,
+    put: AtomicU64,
+}
+
+impl Cache {
+    /// The cache of a state directory, which is to take about so much of its disk at the most.
+    ///
+    /// # Errors
+    /// If its directory cannot be made.
+    pub fn open(root: &Root, limit: ByteSize) -> Result<Self, FileError> {
+        let dir = root.cache();
+        std::fs::create_dir_all(&dir).at("create", &dir)?;
+        let put = AtomicU64::new(0);
+        Ok(Self { dir, limit, put })
+    }
+
+    /// The pages of a chunk, proven; `None` if they are not here.
+    pub fn get(&self, chunk: &Chunk) -> Option<Vec<u8>> {
+        let path = self.path(chunk);
+        let file = open_regular(&path).ok()?;
+        let mut raw = Vec::with_capacity(index(chunk.raw_size()));
+        let read = (&file).take(chunk.raw_size() + 1).read_to_end(&mut raw);
+        if read.is_err() || Digest::of(&raw) != chunk.digest {
+            // If it cannot be removed it is found wrong again.
+            let _ = std::fs::remove_file(&path);
+            return None;
+        }
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        if modified.is_ok_and(|then| then.elapsed().is_ok_and(|ago| ago > WANTED)) {
+            // One that seems older than it is goes sooner.
+            let _ = file.set_modified(SystemTime::now());
+        }
+        Some(raw)
+    }
+
+    /// Keeps the pages of a chunk, which were proven, if there is room.
+    pub fn put(&self, chunk: &Chunk, raw: &[u8]) {
+        if put_new(&self.path(chunk), raw, Durable::No).is_err() {
+            return;
+        }
+        let before = self.put.fetch_add(length(raw.len()), Ordering::Relaxed);
+        if (before + length(raw.len())) / LOOK_AFTER > before / LOOK_AFTER {
+            self.trim();
+        }
+    }
+
+    /// Removes what was not wanted for longest, until the rest is within the limit. Leaves it to another process that is
+    /// at it.
+    pub fn trim(&self) {
+        let Ok(dir) = Dir::open(self.dir.clone()) else {
+            return;
+        };
+        let Ok(TryLock::Taken) = dir.try_lock(FlockOperation::NonBlockingLockExclusive) else {
+            return;
+        };
+        let Ok(entries) = self.dir.read_dir() else {
+            return;
+        };
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let metadata = entry.metadata().ok()?;
+                Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+            })
+            .collect();
+        let mut size: u64 = files.iter().map(|(_, size, _)| size).sum();
+        files.sort_unstable();
+        for (_, its, path) in files {
+            if size <= self.limit.get() {
+                return;
+            }
+            if std::fs::remove_file(path).is_ok() {
+                size -= its;
+            }
+        }
+    }
+
+    fn path(&self, chunk: &Chunk) -> PathBuf {
+        self.dir.join(chunk.digest.to_string())
+    }
+}

@@ -1,0 +1,170 @@
+//! Chunks of a repository, proven: many with few requests, or one.
+//!
+//! Chunks that lie together in a pack are asked for together. One that comes damaged is asked for once more, by itself:
+//! the way may have been bad, and not the place. What a cache has is not asked for.
+
+use crate::packed::cache::Cache;
+use crate::packed::chunk::{ChunkError, decode};
+use crate::packed::index::{Chunk, Index};
+use crate::packed::objects::{Object, ObjectError, Objects};
+use crate::unit::index as at;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use thiserror::Error;
+
+/// The most that is asked for at once, in bytes: what a thread has in memory.
+const LONGEST_RUN: u64 = 2 << 20;
+
+/// What may lie between two chunks that are asked for together, in bytes: fetching it costs less than a request.
+const GAP: u64 = 64 << 10;
+
+/// Who takes a chunk, by its number; asked from several threads.
+pub type Take<'a, E> = &'a (dyn Fn(u32, &[u8]) -> Result<(), E> + Sync);
+
+/// Where chunks are fetched from.
+#[derive(Debug, Clone, Copy)]
+pub struct Fetch<'a> {
+    /// What has the packs.
+    pub objects: &'a dyn Objects,
+    /// What was fetched before, and where what is fetched is kept.
+    pub cache: Option<&'a Cache>,
+}
+
+/// Why a chunk cannot be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// Its pack cannot be read.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// It is wrong, twice.
+    #[error("{url} is damaged: the chunk at {offset}")]
+    Damaged {
+        /// The pack.
+        url: String,
+        /// Where the chunk starts in it, in bytes.
+        offset: u32,
+        /// What is wrong with it.
+        #[source]
+        source: ChunkError,
+    },
+}
+
+impl Fetch<'_> {
+    /// Gives all chunks of a snapshot to `take`, proven, with their numbers; from several threads, in any order.
+    ///
+    /// # Errors
+    /// The first that comes up, here or in `take`. Nothing more is asked for then.
+    pub fn all<E: From<FetchError> + Send>(&self, of: &Index, take: Take<'_, E>) -> Result<(), E> {
+        let mut missing = Vec::new();
+        for (number, chunk) in (0..).zip(of.chunks()) {
+            match self.cache.and_then(|cache| cache.get(chunk)) {
+                Some(raw) => take(number, &raw)?,
+                None => missing.push(number),
+            }
+        }
+        let runs = runs(of, missing);
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let worker = || {
+            while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.run(of, run, take) {
+                    next.store(runs.len(), Ordering::Relaxed);
+                    let mut failure = failure.lock().expect("nobody panics with it");
+                    failure.get_or_insert(error);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..self.objects.at_once().min(runs.len()) {
+                scope.spawn(worker);
+            }
+        });
+        if let Some(cache) = self.cache {
+            cache.trim();
+        }
+        match failure.into_inner().expect("nobody panics with it") {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn run<E: From<FetchError>>(&self, of: &Index, run: &Run, take: Take<'_, E>) -> Result<(), E> {
+        let pack = pack(of, run.pack);
+        let bytes = self
+            .objects
+            .read(&pack, run.range.clone())
+            .map_err(FetchError::from)?;
+        for &number in &run.chunks {
+            let chunk = &of.chunks()[at(number.into())];
+            let range = chunk.range();
+            let start = at(range.start - run.range.start);
+            let stored = &bytes[start..start + at(chunk.stored.into())];
+            let raw = match decode(chunk, stored) {
+                Ok(raw) => raw,
+                Err(_) => self.one(of, number)?,
+            };
+            self.keep(chunk, &raw);
+            take(number, &raw)?;
+        }
+        Ok(())
+    }
+
+    /// One chunk, by a request of its own.
+    fn one(&self, of: &Index, number: u32) -> Result<Vec<u8>, FetchError> {
+        let chunk = &of.chunks()[at(number.into())];
+        let pack = pack(of, chunk.pack);
+        let stored = self.objects.read(&pack, chunk.range())?;
+        decode(chunk, &stored).map_err(|source| FetchError::Damaged {
+            url: self.objects.url(&pack),
+            offset: chunk.offset,
+            source,
+        })
+    }
+
+    fn keep(&self, chunk: &Chunk, raw: &[u8]) {
+        if let Some(cache) = self.cache {
+            cache.put(chunk, raw);
+        }
+    }
+}
+
+fn pack(of: &Index, number: u32) -> Object {
+    Object::Pack(of.packs()[at(number.into())].name)
+}
+
+/// Chunks of one pack that one request brings.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    pack: u32,
+    range: Range<u64>,
+    chunks: Vec<u32>,
+}
+
+/// The requests that bring these chunks, in the order of the packs.
+fn runs(of: &Index, mut chunks: Vec<u32>) -> Vec<Run> {
+    let chunk = |number: u32| &of.chunks()[at(number.into())];
+    chunks.sort_by_key(|&number| (chunk(number).pack, chunk(number).offset));
+    let mut runs: Vec<Run> = Vec::new();
+    for number in chunks {
+        let (pack, range) = (chunk(number).pack, chunk(number).range());
+        match runs.last_mut() {
+            Some(run)
+                if run.pack == pack
+                    && range.start <= run.range.end + GAP
+                    && range.end <= run.range.start + LONGEST_RUN =>
+            {
+                run.range.end = run.range.end.max(range.end);
+                run.chunks.push(number);
+            }
+            _ => runs.push(Run {
+                pack,
+                range,
+                chunks: vec![number],
+            }),
+        }
+    }
+    runs
+}
