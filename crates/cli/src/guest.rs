@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rekindle_assets::{AGENT_ALONE, BOOT_ARGS};
-use rekindle_engine::store::Root;
 use rekindle_engine::store::image::{self, Config};
+use rekindle_engine::store::{Root, VmName};
 
 /// The name of the image that `rekindle setup` builds.
 pub(crate) const BASE_IMAGE: &str = "base";
@@ -75,11 +75,16 @@ impl Guest {
     }
 
     /// The kernel's command line. Nothing at all for a guest that is not ours and was given none: Firecracker then takes
-    /// its own default.
-    pub(crate) fn boot_args(&self, given: Option<&str>, first: First) -> Option<String> {
+    /// its own default. One of ours is called as its VM is, until the image's init says otherwise.
+    pub(crate) fn boot_args(
+        &self,
+        given: Option<&str>,
+        first: First,
+        name: &VmName,
+    ) -> Option<String> {
         let args = match given {
             Some(given) => given.to_owned(),
-            None if self.ours => BOOT_ARGS.to_owned(),
+            None if self.ours => format!("{BOOT_ARGS} hostname={name}"),
             None => return None,
         };
         Some(match first {

@@ -210,7 +210,7 @@ impl Run {
         guest: &Guest,
         has_program: bool,
     ) -> Result<BootConfig> {
-        let mut config = BootConfig::new(name, guest.kernel.clone())
+        let mut config = BootConfig::new(name.clone(), guest.kernel.clone())
             .vcpus(self.vcpus)
             .memory_mib(self.mem);
         match self.net {
@@ -234,7 +234,7 @@ impl Run {
             true => First::Agent,
             false => First::OfTheImage,
         };
-        let mut args = guest.boot_args(self.boot_args.as_deref(), first);
+        let mut args = guest.boot_args(self.boot_args.as_deref(), first, &name);
         for drive in self.drives(root, guest, &mut args)? {
             config = config.drive(drive);
         }

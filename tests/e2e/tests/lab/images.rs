@@ -94,9 +94,11 @@ fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
         "{one}"
     );
     // Its kernel reads and writes what our own code laid out.
-    let line = "busybox ls -n /srv; busybox cat /srv/new /srv/mine; busybox id -u; \
+    let line = "busybox uname -n; busybox ls -n /srv; busybox cat /srv/new /srv/mine; busybox id -u; \
                 busybox dd if=/dev/urandom of=/written bs=1M count=8 2>/dev/null && busybox wc -c </written; exit 4";
     let root = [
+        "--name",
+        "called",
         "--user",
         "root",
         "--entrypoint",
@@ -106,6 +108,7 @@ fn boots_from_oci(linux: &Linux) -> anyhow::Result<()> {
         line,
     ];
     let output = runs(linux, &root, 4)?;
+    ensure!(output.starts_with("called\n"), "{output:?}");
     ensure!(output.ends_with("new\nmine\n0\n8388608\n"), "{output:?}");
     ensure!(!output.contains("old"), "{output:?}");
     let mine = output

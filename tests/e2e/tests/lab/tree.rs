@@ -43,7 +43,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn rounds() -> u64 {
-    setting("REKINDLE_ROUNDS", 3)
+    setting("REKINDLE_ROUNDS", 10)
 }
 
 fn clones() -> u64 {
