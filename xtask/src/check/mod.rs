@@ -4,6 +4,7 @@
 
 mod arrows;
 mod paths;
+mod programs;
 mod sizes;
 mod unused;
 
@@ -63,6 +64,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
         ("dependency arrows", arrows::check(workspace)),
         ("unused dependencies", unused::check(workspace)?),
         ("paths named in docs", paths::check(workspace)?),
+        ("programs started", programs::check(workspace)?),
         ("file sizes", sizes::check(workspace)?),
     ];
     let mut code = ExitCode::SUCCESS;
