@@ -1,5 +1,6 @@
 //! Snapshots as their users see them: made, broken, chained and removed.
 
+mod cache;
 mod chain;
 mod collect;
 mod damage;

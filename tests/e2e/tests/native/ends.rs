@@ -167,7 +167,10 @@ fn ctrl_c_at_once(rekindle: &Rekindle) -> anyhow::Result<()> {
         let mut run = run.stdout(Stdio::null()).spawn()?;
         std::thread::sleep(Duration::from_millis(delay));
         interrupt(&run)?;
-        wait_for(&mut run, SOON)?;
+        wait_for(&mut run, SOON).with_context(|| {
+            let left = rekindle.processes();
+            format!("interrupted after {delay} ms; then there are {left:?}")
+        })?;
         let vms = rekindle.vms()?;
         ensure!(vms.is_empty(), "after {delay} ms: {vms:?}");
     }
