@@ -82,7 +82,15 @@ pub enum PlaceError {
 pub fn repository(location: &Location, patience: Patience) -> Result<Repository, PlaceError> {
     match location {
         Location::Directory(path) => Ok(Repository::directory(path)),
-        Location::Bucket { .. } => Ok(Repository::of(Box::new(Bucket::open(location, patience)?))),
+        Location::Bucket {
+            scheme,
+            bucket,
+            prefix,
+        } => {
+            let url = location.to_string();
+            let bucket = Bucket::open(*scheme, bucket, prefix.clone(), url, patience)?;
+            Ok(Repository::of(Box::new(bucket)))
+        }
     }
 }
 
@@ -104,16 +112,13 @@ impl fmt::Debug for Bucket {
 }
 
 impl Bucket {
-    fn open(location: &Location, patience: Patience) -> Result<Self, PlaceError> {
-        let Location::Bucket {
-            scheme,
-            bucket,
-            prefix,
-        } = location
-        else {
-            unreachable!("a directory is no bucket");
-        };
-        let url = location.to_string();
+    fn open(
+        scheme: Scheme,
+        bucket: &str,
+        prefix: Path,
+        url: String,
+        patience: Patience,
+    ) -> Result<Self, PlaceError> {
         // The only one of TLS that is linked; another that was installed before is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let settings = |source| PlaceError::Settings {
@@ -129,10 +134,10 @@ impl Bucket {
                 url: url.clone(),
                 source,
             })?;
-        let store = connect(*scheme, bucket).map_err(settings)?;
+        let store = connect(scheme, bucket).map_err(settings)?;
         Ok(Self {
             store,
-            prefix: prefix.clone(),
+            prefix,
             url,
             patience,
             runtime,
@@ -221,45 +226,10 @@ impl Bucket {
         size: u64,
         asked: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        let limit = self.patience.begin(size).one();
+        let limit = self.patience.one(size);
         timeout(limit, asked)
             .await
             .unwrap_or_else(|_| Err(refusal::silence(limit)))
-    }
-
-    fn there(&self, object: &Object) -> Result<Option<u64>, ObjectError> {
-        let asked = self.ask("ask for", object, 0, |path| async move {
-            Ok(self.within(0, self.store.head(&path)).await?.size)
-        });
-        match asked {
-            Ok(size) => Ok(Some(size)),
-            Err(ObjectError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn put_as(
-        &self,
-        object: &Object,
-        bytes: &PutPayload,
-        mode: &PutMode,
-    ) -> Result<Put, ObjectError> {
-        let size = u64::try_from(bytes.content_length()).expect("sizes fit");
-        self.ask("write", object, size, |path| {
-            let (bytes, mode) = (bytes.clone(), mode.clone());
-            async move {
-                let put = self.store.put_opts(&path, bytes, mode.into());
-                match self.within(size, put).await {
-                    Ok(_) => Ok(Put::New),
-                    Err(object_store::Error::AlreadyExists { .. }) => {
-                        // Or somebody is just putting it, and may yet fail: then that it is not there is tried again.
-                        self.within(0, self.store.head(&path)).await?;
-                        Ok(Put::WasThere)
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-        })
     }
 }
 
@@ -281,15 +251,14 @@ impl Objects for Bucket {
     }
 
     fn size(&self, object: &Object) -> Result<Option<u64>, ObjectError> {
-        self.there(object)
+        let asked = self.ask("ask for", object, 0, |path| async move {
+            Ok(self.within(0, self.store.head(&path)).await?.size)
+        });
+        unless_missing(asked)
     }
 
     fn get(&self, object: &Object, limit: u64) -> Result<Option<Vec<u8>>, ObjectError> {
-        match self.fetch(object, None, limit) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(ObjectError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        unless_missing(self.fetch(object, None, limit))
     }
 
     fn read(&self, object: &Object, range: Range<u64>) -> Result<Vec<u8>, ObjectError> {
@@ -299,21 +268,43 @@ impl Objects for Bucket {
 
     fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<Put, ObjectError> {
         let bytes = PutPayload::from(bytes);
-        if let Object::Pack(_) = object {
+        let size = u64::try_from(bytes.content_length()).expect("sizes fit");
+        let mode = match object {
             // Whoever else puts it puts the same.
-            return self.put_as(object, &bytes, &PutMode::Overwrite);
-        }
-        self.put_as(object, &bytes, &PutMode::Create)
+            Object::Pack(_) => PutMode::Overwrite,
+            Object::Snapshot(_) | Object::Name(_) => PutMode::Create,
+        };
+        self.ask("write", object, size, |path| {
+            let (bytes, mode) = (bytes.clone(), mode.clone());
+            async move {
+                let put = self.store.put_opts(&path, bytes, mode.into());
+                match self.within(size, put).await {
+                    Ok(_) => Ok(Put::New),
+                    Err(object_store::Error::AlreadyExists { .. }) => {
+                        // Or somebody is just putting it, and may yet fail: then that it is not there is tried again.
+                        self.within(0, self.store.head(&path)).await?;
+                        Ok(Put::WasThere)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        })
     }
 
     fn remove(&self, object: &Object) -> Result<(), ObjectError> {
         let removed = self.ask("remove", object, 0, |path| async move {
             self.within(0, self.store.delete(&path)).await
         });
-        match removed {
-            Err(ObjectError::Missing { .. }) => Ok(()),
-            other => other,
-        }
+        unless_missing(removed).map(drop)
+    }
+}
+
+/// `None` for what is not there.
+fn unless_missing<T>(asked: Result<T, ObjectError>) -> Result<Option<T>, ObjectError> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(ObjectError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -324,39 +315,22 @@ fn connect(scheme: Scheme, bucket: &str) -> object_store::Result<Arc<dyn ObjectS
         max_retries: 0,
         ..RetryConfig::default()
     };
+    // The builders have no trait in common.
+    macro_rules! build {
+        ($builder:ident, $key:ident, $with_name:ident) => {
+            Arc::new(
+                $builder::from_env()
+                    .with_config($key::Client(ClientConfigKey::ConnectTimeout), CONNECT)
+                    .with_config($key::Client(ClientConfigKey::Timeout), LONGEST)
+                    .$with_name(bucket)
+                    .with_retry(retry)
+                    .build()?,
+            )
+        };
+    }
     Ok(match scheme {
-        Scheme::S3 => Arc::new(
-            AmazonS3Builder::from_env()
-                .with_config(
-                    AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout),
-                    CONNECT,
-                )
-                .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
-                .with_bucket_name(bucket)
-                .with_retry(retry)
-                .build()?,
-        ),
-        Scheme::Google => Arc::new(
-            GoogleCloudStorageBuilder::from_env()
-                .with_config(
-                    GoogleConfigKey::Client(ClientConfigKey::ConnectTimeout),
-                    CONNECT,
-                )
-                .with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
-                .with_bucket_name(bucket)
-                .with_retry(retry)
-                .build()?,
-        ),
-        Scheme::Azure => Arc::new(
-            MicrosoftAzureBuilder::from_env()
-                .with_config(
-                    AzureConfigKey::Client(ClientConfigKey::ConnectTimeout),
-                    CONNECT,
-                )
-                .with_config(AzureConfigKey::Client(ClientConfigKey::Timeout), LONGEST)
-                .with_container_name(bucket)
-                .with_retry(retry)
-                .build()?,
-        ),
+        Scheme::S3 => build!(AmazonS3Builder, AmazonS3ConfigKey, with_bucket_name),
+        Scheme::Google => build!(GoogleCloudStorageBuilder, GoogleConfigKey, with_bucket_name),
+        Scheme::Azure => build!(MicrosoftAzureBuilder, AzureConfigKey, with_container_name),
     })
 }

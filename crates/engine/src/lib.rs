@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod bucket;
+mod causes;
 mod drives;
 mod engine;
 pub mod host;

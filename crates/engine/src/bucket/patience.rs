@@ -25,13 +25,21 @@ impl Patience {
 
     /// A request of about so many bytes begins.
     pub(super) fn begin(self, size: u64) -> Trying {
-        let parts = u32::try_from(size.div_ceil(1 << 20)).unwrap_or(u32::MAX);
-        let all = self.0.saturating_mul(parts.saturating_add(1));
         Trying {
             begun: Instant::now(),
-            all,
+            all: self.all(size),
             times: 0,
         }
+    }
+
+    /// How long one try may take, with about so many bytes.
+    pub(super) fn one(self, size: u64) -> Duration {
+        self.all(size) / 8
+    }
+
+    fn all(self, size: u64) -> Duration {
+        let parts = u32::try_from(size.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        self.0.saturating_mul(parts.saturating_add(1))
     }
 }
 
@@ -50,11 +58,6 @@ pub(super) struct Trying {
 }
 
 impl Trying {
-    /// How long one try may take.
-    pub(super) fn one(&self) -> Duration {
-        self.all / 8
-    }
-
     /// How long to wait before it is tried again; `None`: it is not.
     pub(super) fn pause_after(&mut self, refusal: &Refusal) -> Option<Duration> {
         self.times += 1;
@@ -112,8 +115,8 @@ mod tests {
     #[test]
     fn what_is_large_may_take_longer() {
         let patience = Patience::of(Duration::from_secs(8));
-        assert_eq!(patience.begin(0).one(), Duration::from_secs(1));
-        assert_eq!(patience.begin(8 << 20).one(), Duration::from_secs(9));
-        assert!(patience.begin(u64::MAX).one() > Duration::from_secs(9));
+        assert_eq!(patience.one(0), Duration::from_secs(1));
+        assert_eq!(patience.one(8 << 20), Duration::from_secs(9));
+        assert!(patience.one(u64::MAX) > Duration::from_secs(9));
     }
 }

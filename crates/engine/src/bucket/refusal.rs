@@ -1,10 +1,11 @@
 //! Why an object store did not do what it was asked, in words that tell what to do next.
 
-use std::error::Error as StdError;
 use std::time::Duration;
 
 use object_store::Error;
 use thiserror::Error;
+
+use crate::causes::with_causes;
 
 /// Why an object store did not do what it was asked.
 #[derive(Debug, Error)]
@@ -55,7 +56,7 @@ pub enum Refusal {
 
 impl Refusal {
     pub(super) fn of(error: Error) -> Self {
-        let text = chain(&error);
+        let text = with_causes(&error);
         let said = gist(&text);
         match error {
             Error::NotFound { .. }
@@ -87,16 +88,6 @@ pub(super) fn silence(waited: Duration) -> Error {
         store: "the store",
         source: format!("no answer within {} s", waited.as_secs_f32()).into(),
     }
-}
-
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(one) = cause {
-        text = format!("{text}: {one}");
-        cause = one.source();
-    }
-    text
 }
 
 /// What is worth repeating of an error: the code and the sentence of an XML answer, or else the last cause.

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::dir::{PAGER_STATE, VmDir};
 use super::record::Ledger;
+use crate::causes::with_causes;
 use crate::pager::{self, Epitaph, PagerProcess};
 
 /// More deaths than this within [`WINDOW`] are no accident.
@@ -280,9 +281,8 @@ impl Shared {
     }
 
     fn successor(&self) -> Result<PagerProcess, String> {
-        let told = |error: &dyn std::error::Error| told_in_full(error);
-        let pid = i32::try_from(self.vm.pid).map_err(|e| told(&e))?;
-        let userfaultfd = take_descriptor(pid).map_err(|e| told(&e))?;
+        let pid = i32::try_from(self.vm.pid).map_err(|e| with_causes(&e))?;
+        let userfaultfd = take_descriptor(pid).map_err(|e| with_causes(&e))?;
         // The number is still Firecracker's if Firecracker still lives.
         if self.vm_pidfd.has_exited().unwrap_or(false) {
             return Err("firecracker has ended".to_owned());
@@ -293,7 +293,8 @@ impl Shared {
             vm_id,
             ..
         } = &self.means;
-        PagerProcess::succeed(program, dir, vm_id, &self.vm, userfaultfd).map_err(|e| told(&e))
+        PagerProcess::succeed(program, dir, vm_id, &self.vm, userfaultfd)
+            .map_err(|e| with_causes(&e))
     }
 
     /// Lets nobody follow, and tells who serves.
@@ -341,17 +342,6 @@ fn nobody_looked() -> Epitaph {
     }
 }
 
-/// An error with its causes.
-fn told_in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,15 +364,5 @@ mod tests {
         }
         let often = row.count_death().unwrap_err();
         assert_eq!(often, "it is the 6th to end within 10 s");
-    }
-
-    #[test]
-    fn an_error_is_told_with_its_causes() {
-        let error = take_descriptor(0).unwrap_err();
-        let told = told_in_full(&error);
-        assert!(
-            told.starts_with("cannot open the VM, process 0: "),
-            "{told}"
-        );
     }
 }

@@ -19,6 +19,7 @@ use super::record::RecordError;
 use super::state::State;
 use super::{Vm, micros};
 use crate::agent::wake::wake;
+use crate::causes::with_causes;
 
 /// How long a guest may take to wake up, hooks included, unless said otherwise.
 pub const WAKES_WITHIN: Duration = Duration::from_secs(10);
@@ -170,7 +171,7 @@ impl Vm {
                     .then(|| "its environment was lost with the processes that knew it".into()),
             },
             Err(error) => Waking::Unanswered {
-                why: in_words(&error),
+                why: with_causes(&error),
             },
         });
         let took = micros(begun);
@@ -213,16 +214,6 @@ fn hook_problem(hook: &Hook) -> Option<String> {
         said => format!(": {said}"),
     };
     Some(format!("the hook {} {end}{said}", hook.name))
-}
-
-fn in_words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    words
 }
 
 /// So many bytes that nobody else has.
