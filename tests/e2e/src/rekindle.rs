@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -25,6 +25,10 @@ const PARTING: Duration = Duration::from_secs(5);
 
 /// The state directories of the stories that are being told.
 static STATES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn states() -> MutexGuard<'static, Vec<PathBuf>> {
+    STATES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A state directory of its own, and the program `rekindle` that works in it. What still runs when it is dropped is
 /// killed.
@@ -94,10 +98,7 @@ impl Rekindle {
         let place = TempRoot::new()?;
         let state = place.directory("state")?;
         let disk = prepare(&state)?;
-        STATES
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(state.clone());
+        states().push(state.clone());
         let mut rekindle = Rekindle {
             program,
             firecracker,
@@ -387,22 +388,14 @@ impl Rekindle {
 impl Drop for Rekindle {
     fn drop(&mut self) {
         end_all_in(&self.state);
-        STATES
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|state| *state != self.state);
+        states().retain(|state| *state != self.state);
     }
 }
 
 /// Kills what runs for the stories that are being told: for one that is not over in time.
 pub fn end_all() {
-    let states = STATES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    for state in states {
-        end_all_in(&state);
-    }
+    let states = states().clone();
+    states.iter().for_each(|state| end_all_in(state));
 }
 
 fn end_all_in(state: &Path) {

@@ -117,6 +117,11 @@ pub(crate) fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// A file as seen from the workspace's root.
+fn shown<'a>(workspace: &Workspace, file: &'a Path) -> &'a Path {
+    file.strip_prefix(&workspace.root).unwrap_or(file)
+}
+
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -14,17 +14,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::check::{Findings, files, read};
+use crate::check::{Findings, files, read, shown};
 use crate::workspace::Workspace;
 
 pub(super) fn check(workspace: &Workspace) -> Result<Findings> {
     let mut findings = Vec::new();
     for document in files(&workspace.root, "md")? {
         let text = read(&document)?;
-        let shown = document
-            .strip_prefix(&workspace.root)
-            .unwrap_or(&document)
-            .display();
+        let shown = shown(workspace, &document).display();
         let missing = missing(
             &workspace.root,
             document.parent().unwrap_or(&document),

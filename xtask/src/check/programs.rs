@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::check::{Findings, files, read};
+use crate::check::{Findings, files, read, shown};
 use crate::workspace::Workspace;
 
 /// Crates that run beside guests.
@@ -37,7 +37,7 @@ pub(super) fn check(workspace: &Workspace) -> Result<Findings> {
     for name in CRATES {
         let sources = workspace.root.join("crates").join(name).join("src");
         for file in files(&sources, "rs")? {
-            let path = file.strip_prefix(&workspace.root).unwrap_or(&file);
+            let path = shown(workspace, &file);
             let found = starts(path, &read(&file)?);
             let allowed = STARTS.iter().find(|(place, ..)| path == Path::new(place));
             known.extend(allowed.map(|(place, ..)| *place));

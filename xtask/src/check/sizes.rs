@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::check::{Findings, files, read};
+use crate::check::{Findings, files, read, shown};
 use crate::workspace::Workspace;
 
 /// Lines that a file may have without a reason.
@@ -19,10 +19,7 @@ pub(super) fn check(workspace: &Workspace) -> Result<Findings> {
     for file in files(&workspace.root, "rs")? {
         let lines = read(&file)?.lines().count();
         if lines > LINES {
-            let path = file
-                .strip_prefix(&workspace.root)
-                .unwrap_or(&file)
-                .to_owned();
+            let path = shown(workspace, &file).to_owned();
             if !is_excused(&path) {
                 findings.push(format!("{} has {lines} lines", path.display()));
             }

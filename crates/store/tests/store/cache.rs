@@ -1,13 +1,21 @@
 use crate::fixture::{Fixture, assert_same, lineage, push};
-use rekindle_store::packed::{Cache, PullError, Pulled, Repository};
+use rekindle_store::packed::{Cache, Repository};
 use rekindle_store::unit::ByteSize;
 use std::path::{Path, PathBuf};
 
 const PLENTY: ByteSize = ByteSize::new(1 << 30);
 
-fn pull(fixture: &Fixture, from: &Path, limit: ByteSize) -> Result<Pulled, PullError> {
-    let cache = Cache::open(fixture.store.root(), limit).unwrap();
-    Repository::directory(from).pull(&fixture.store, "base", None, Some(&cache), &|_| {})
+fn pull(fixture: &Fixture, from: &Path) {
+    let cache = Cache::open(fixture.store.root(), PLENTY).unwrap();
+    Repository::directory(from)
+        .pull(&fixture.store, "base", None, Some(&cache), &|_| {})
+        .unwrap();
+}
+
+/// What was pulled is gone, but for what is cached.
+fn forget(fixture: &Fixture) {
+    let id = fixture.store.resolve("base").unwrap();
+    fixture.store.remove(id).unwrap();
 }
 
 fn cached(fixture: &Fixture) -> Vec<PathBuf> {
@@ -15,33 +23,28 @@ fn cached(fixture: &Fixture) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// A repository with the snapshot `base`.
-fn repository() -> (tempfile::TempDir, Fixture) {
-    let (temp, here) = (tempfile::tempdir().unwrap(), Fixture::new());
+/// A repository with the snapshot `base`, where that is from, and where it was pulled to.
+fn pulled() -> (tempfile::TempDir, Fixture, Fixture) {
+    let (temp, here, there) = (tempfile::tempdir().unwrap(), Fixture::new(), Fixture::new());
     lineage(&here);
     push(&here, temp.path(), "base").unwrap();
-    (temp, here)
+    pull(&there, temp.path());
+    (temp, here, there)
 }
 
 #[test]
 fn what_was_fetched_once_is_not_fetched_again() {
-    let (temp, here) = repository();
-    let there = Fixture::new();
-    pull(&there, temp.path(), PLENTY).unwrap();
-    let id = there.store.resolve("base").unwrap();
-    there.store.remove(id).unwrap();
+    let (temp, here, there) = pulled();
+    forget(&there);
     std::fs::remove_dir_all(temp.path().join("packs")).unwrap();
-    pull(&there, temp.path(), PLENTY).unwrap();
+    pull(&there, temp.path());
     assert_same(&here.store.snapshot("base").unwrap(), &there);
 }
 
 #[test]
 fn what_is_damaged_in_the_cache_is_fetched_again() {
-    let (temp, here) = repository();
-    let there = Fixture::new();
-    pull(&there, temp.path(), PLENTY).unwrap();
-    let id = there.store.resolve("base").unwrap();
-    there.store.remove(id).unwrap();
+    let (temp, here, there) = pulled();
+    forget(&there);
     let damaged = cached(&there);
     for (n, path) in damaged.iter().enumerate() {
         let mut bytes = std::fs::read(path).unwrap();
@@ -52,16 +55,14 @@ fn what_is_damaged_in_the_cache_is_fetched_again() {
         }
         std::fs::write(path, bytes).unwrap();
     }
-    pull(&there, temp.path(), PLENTY).unwrap();
+    pull(&there, temp.path());
     assert_same(&here.store.snapshot("base").unwrap(), &there);
     assert_eq!(cached(&there).len(), damaged.len());
 }
 
 #[test]
 fn the_cache_is_bounded_and_what_was_wanted_last_stays() {
-    let (temp, _here) = repository();
-    let there = Fixture::new();
-    pull(&there, temp.path(), PLENTY).unwrap();
+    let (_temp, _here, there) = pulled();
     let all = cached(&there);
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     for path in &all[1..] {
