@@ -5,7 +5,7 @@
 //! <cache>/<set>/record.json          recipe, origin, sha256 of every file
 //! <cache>/<set>/<file>…
 //! <cache>/downloads/<name>.part      resumable
-//! <cache>/.build-XXXXXX/             in the making, by whoever holds the lock
+//! <cache>/.build-<random>/           in the making, by whoever holds the lock
 //! ```
 //!
 //! A set is built in a directory of its own and renamed into place, so a set that is there is

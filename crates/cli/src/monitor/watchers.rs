@@ -1,5 +1,4 @@
-//! The keeper and the monitor of a VM as processes, found by their arguments: also before they wrote anything down, and
-//! between their fork and their exec, where a child still shows its parent's arguments.
+//! The keeper and the monitor of a VM as processes, found by their arguments: also before they wrote anything down.
 
 use std::path::Path;
 
