@@ -7,7 +7,7 @@
 # Kernel command line:
 #   rekindle.share=PATH   where the share is on the host, base64url
 #   rekindle.run=NAME     a directory in the share: `command` is the shell script to run, `status`
-#                         is written when it is done
+#                         is written when it is done, `pulse` every few seconds until then
 #   rekindle.tty=yes      somebody sits at the terminal
 #
 # Everything before the line "rekindle-lab: ready" is boot noise. The script's root lacks nothing
@@ -64,6 +64,15 @@ mount -t 9p -o $p9,rw,cache=none share "/new$share" || fail "cannot mount the sh
 hostname lab
 ip link set lo up
 [ -c /new/dev/kvm ] || fail "there is no /dev/kvm in here"
+
+(
+    # The last to be killed for want of memory: whoever waits outside would take the lab for dead.
+    echo -1000 >/proc/self/oom_score_adj
+    while :; do
+        echo >"/new$share/$run/pulse"
+        sleep 5
+    done
+) </dev/null &
 
 echo "rekindle-lab: ready"
 if [ -n "$tty" ]; then

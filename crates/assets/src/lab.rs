@@ -9,10 +9,12 @@
 //!
 //! It proves behaviour; its timings mean nothing. `docs/lab.md` tells how to use it.
 
+mod console;
+mod pulse;
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,9 +22,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
+use self::console::{Console, Copied, copy_until};
+use self::pulse::Pulse;
 use crate::cache::Built;
 use crate::event::Event;
 use crate::guest::{BUSYBOX_PACKAGE, initrd, recipe, vmlinuz};
@@ -36,10 +38,10 @@ const BUILDER: &str = "1";
 /// Debian's kernel for all machines: the one for virtual machines has no 9p.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 const QEMU: &str = "qemu-system-x86_64";
-/// `lab-init.sh` prints it when all that follows is the command's.
-const READY: &[u8] = b"rekindle-lab: ready";
 /// What qemu itself has to say, in the directory of the run.
 const QEMU_LOG: &str = "qemu.log";
+/// For how long a lab that stood still may print why, once it was asked.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 /// The most of a failed boot's output that an error quotes.
 const QUOTED: usize = 2000;
 
@@ -109,10 +111,10 @@ pub struct Options {
     pub directory: PathBuf,
     /// The command's environment, beside `PATH`, `HOME` and `TERM`.
     pub environment: Vec<(String, String)>,
-    /// Ends the lab, command and all, after that time.
+    /// Ends the lab, command and all, after that time, however often it was started in it.
     pub timeout: Option<Duration>,
-    /// How often the lab is started, at the most, if its own kernel crashes. QEMU's emulation of SVM makes one crash
-    /// now and then (`docs/lab.md`), and the command, which must be fit for it, then runs anew.
+    /// How often the lab is started, at the most, if its own kernel crashes or stands still. QEMU's emulation of SVM
+    /// makes it do so now and then (`docs/lab.md`), and the command, which must be fit for it, then runs anew.
     pub tries: u32,
 }
 
@@ -194,14 +196,15 @@ impl Lab {
         output: &mut dyn Write,
     ) -> Result<Outcome> {
         ensure!(!argv.is_empty(), "there is no command to run in the lab");
+        let deadline = options.timeout.map(|t| Instant::now() + t);
         let mut left = options.tries;
         loop {
             left = left.saturating_sub(1);
-            match self.attempt(argv, options, output)? {
+            match self.attempt(argv, options, deadline, output)? {
                 Attempt::Over(outcome) => return Ok(outcome),
-                Attempt::Crashed(_) if left > 0 => writeln!(
+                Attempt::Crashed(said) if left > 0 => writeln!(
                     output,
-                    "\nlab: its kernel crashed, as an emulated one does now and then; once more"
+                    "\nlab: its kernel crashed, as an emulated one does now and then; once more{said}"
                 )?,
                 Attempt::Crashed(said) => {
                     bail!("the lab ended without the command's status{said}")
@@ -214,21 +217,30 @@ impl Lab {
         &self,
         argv: &[String],
         options: &Options,
+        deadline: Option<Instant>,
         output: &mut dyn Write,
     ) -> Result<Attempt> {
         let share = create_directory(std::path::absolute(&options.share)?)?;
         let run = tempfile::Builder::new().prefix("lab-").tempdir_in(&share)?;
         fs::write(run.path().join("command"), script(argv, options)?)?;
-        let deadline = options.timeout.map(|t| Instant::now() + t);
         let mut qemu = Running(
             self.command(options, &share, run.path())?
                 .spawn()
                 .context("cannot start qemu")?,
         );
         let mut console = Console::new(output);
-        let stdout = qemu.0.stdout.take().context("qemu's output is a pipe")?;
-        if copy_until(stdout, &mut console, deadline)? == Copied::OutOfTime {
-            return Ok(Attempt::Over(Outcome::TimedOut));
+        let mut stdout = qemu.0.stdout.take().context("qemu's output is a pipe")?;
+        let mut pulse = Pulse::of(run.path());
+        let mut state = String::new();
+        match copy_until(&mut stdout, &mut console, deadline, &mut pulse)? {
+            Copied::ToTheEnd => {}
+            Copied::OutOfTime => return Ok(Attempt::Over(Outcome::TimedOut)),
+            Copied::StandsStill => {
+                state = pulse.ask_why();
+                let until = Some(Instant::now() + LAST_WORDS);
+                copy_until(&mut stdout, &mut console, until, &mut pulse)?;
+                qemu.0.kill()?;
+            }
         }
         let status = qemu.0.wait()?;
         match fs::read_to_string(run.path().join("status")) {
@@ -238,7 +250,7 @@ impl Lab {
             Err(_) => {
                 let log = fs::read(run.path().join(QEMU_LOG)).unwrap_or_default();
                 let said = [console.boot_output(), &log].map(end_of).concat();
-                let said = format!(" (qemu: {status}){said}");
+                let said = format!(" (qemu: {status}){state}{said}");
                 if console.boot_output().is_empty() {
                     Ok(Attempt::Crashed(said))
                 } else {
@@ -256,7 +268,7 @@ impl Lab {
         let share_argument =
             URL_SAFE.encode(share.to_str().context("the share's path is not UTF-8")?);
         let mut append = format!(
-            "console=ttyS0 quiet panic=1 rekindle.share={share_argument} rekindle.run={name}"
+            "console=ttyS0 quiet panic=1 unknown_nmi_panic rekindle.share={share_argument} rekindle.run={name}"
         );
         // From a pipe or a file the emulated terminal would drop what nobody reads in time.
         let (stdin, chardev) = if io::stdin().is_terminal() {
@@ -305,7 +317,7 @@ impl Lab {
                 "-serial",
                 "chardev:console",
                 "-monitor",
-                "none",
+                pulse::MONITOR,
             ])
             .args(["-virtfs", &virtfs("host", Path::new("/"), "readonly=on")?])
             .args(["-virtfs", &virtfs("share", share, "readonly=off")?])
@@ -314,6 +326,7 @@ impl Lab {
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&self.initrd)
+            .current_dir(run)
             .stdin(stdin)
             .stdout(Stdio::piped())
             // It warns about each feature of the CPU that it does not emulate; that is of interest
@@ -365,74 +378,6 @@ impl Drop for Running {
         // Both fail when it has been waited for, which is what is wanted.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Copied {
-    ToTheEnd,
-    OutOfTime,
-}
-
-/// Copies qemu's output, which ends with qemu.
-fn copy_until(
-    mut from: impl Read + AsFd,
-    to: &mut Console<'_>,
-    deadline: Option<Instant>,
-) -> Result<Copied> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        let left = left.map(Timespec::try_from).transpose()?;
-        match poll(&mut [PollFd::new(&from, PollFlags::IN)], left.as_ref()) {
-            Ok(0) => return Ok(Copied::OutOfTime),
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
-        }
-        match from.read(&mut buffer)? {
-            0 => return Ok(Copied::ToTheEnd),
-            n => to.take(&buffer[..n])?,
-        }
-    }
-}
-
-/// The lab's console: boot noise is kept for an error, the rest is passed on.
-struct Console<'a> {
-    output: &'a mut dyn Write,
-    /// `None` once the command runs.
-    boot: Option<Vec<u8>>,
-}
-
-impl<'a> Console<'a> {
-    fn new(output: &'a mut dyn Write) -> Self {
-        Self {
-            output,
-            boot: Some(Vec::new()),
-        }
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(boot) = &mut self.boot else {
-            self.output.write_all(bytes)?;
-            return self.output.flush();
-        };
-        boot.extend_from_slice(bytes);
-        let Some(ready) = boot.windows(READY.len()).position(|w| w == READY) else {
-            return Ok(());
-        };
-        let after = ready + READY.len();
-        let Some(end) = boot[after..].iter().position(|b| *b == b'\n') else {
-            return Ok(());
-        };
-        let rest = boot.split_off(after + end + 1);
-        self.boot = None;
-        self.take(&rest)
-    }
-
-    /// What the boot printed, if the command never ran.
-    fn boot_output(&self) -> &[u8] {
-        self.boot.as_deref().unwrap_or_default()
     }
 }
 
@@ -492,58 +437,12 @@ mod tests {
     }
 
     #[test]
-    fn boot_noise_is_stripped_wherever_the_output_is_cut() {
-        let all = b"SeaBIOS\r\n[ 0.1] noise\r\nrekindle-lab: ready\r\nfirst\nsecond\n";
-        for cut in 0..all.len() {
-            let mut output = Vec::new();
-            let mut console = Console::new(&mut output);
-            console.take(&all[..cut]).unwrap();
-            console.take(&all[cut..]).unwrap();
-            assert_eq!(console.boot_output(), b"");
-            assert_eq!(output, b"first\nsecond\n", "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_boot_that_fails_is_quoted() {
-        let mut output = Vec::new();
-        let mut console = Console::new(&mut output);
-        console
-            .take(b"rekindle-lab: there is no /dev/kvm in here\r\n")
-            .unwrap();
-        let quoted = end_of(console.boot_output());
-        assert_eq!(quoted, "\nrekindle-lab: there is no /dev/kvm in here");
-        assert!(output.is_empty());
-    }
-
-    #[test]
     fn commas_in_a_path_do_not_end_it() {
         let argument = virtfs("share", Path::new("/a,readonly=off"), "readonly=on").unwrap();
         assert!(
             argument.starts_with("local,path=/a,,readonly=off,mount_tag=share,"),
             "{argument}"
         );
-    }
-
-    #[test]
-    fn qemu_is_killed_when_it_runs_out_of_time() {
-        let child = Command::new("sleep")
-            .arg("1000")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = child.id();
-        let mut running = Running(child);
-        let mut output = Vec::new();
-        let mut console = Console::new(&mut output);
-        let stdout = running.0.stdout.take().unwrap();
-        let deadline = Some(Instant::now() + Duration::from_millis(20));
-        assert_eq!(
-            copy_until(stdout, &mut console, deadline).unwrap(),
-            Copied::OutOfTime
-        );
-        drop(running);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
 
     #[test]

@@ -24,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A story that takes longer is worth a look, and says so.
 const SLOW: Duration = Duration::from_secs(60);
 
+/// What cleaning up after a late one may take. Whatever made it late may hold that up as well.
+const CLEAN_UP: Duration = Duration::from_secs(60);
+
 /// A test, told from beginning to end.
 pub struct Story {
     name: &'static str,
@@ -87,7 +90,7 @@ impl Story {
             Ok(end) => end,
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(clean_up) = self.clean_up {
-                    clean_up();
+                    run_for(CLEAN_UP, clean_up);
                 }
                 anyhow::bail!("not over after {:?}", self.limit)
             }
@@ -97,6 +100,16 @@ impl Story {
             },
         }
     }
+}
+
+/// Runs something, and goes on without it when it takes too long.
+fn run_for(time: Duration, what: fn()) {
+    let (sender, receiver) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        what();
+        drop(sender);
+    });
+    let _ = receiver.recv_timeout(time);
 }
 
 /// Runs the stories as the command line asks, and prints the reason of each that was skipped.
