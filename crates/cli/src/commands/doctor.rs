@@ -1,20 +1,28 @@
 //! `rekindle doctor`.
 
+mod finding;
+mod production;
+
 use std::process::ExitCode;
 
 use anyhow::Result;
 use rekindle_engine::host::{self, Kvm};
 use rekindle_engine::net::{self, NetError};
-use rekindle_engine::programs::Programs;
-use serde::Serialize;
+use rekindle_engine::programs::{ProgramError, Programs};
+use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::record::Record;
 
+use self::finding::{Finding, Verdict};
+use self::production::{Host, Running};
 use super::{Context, this_program};
 use crate::guest::Guest;
 use crate::output;
 
 /// Says what this host has, what it lacks, and what to do about it
 ///
-/// Exits 1 if something is missing that every VM needs.
+/// First what VMs need: `some` is something that does not work, `BAD` keeps every VM from running, and
+/// the exit status is 1. Then what Firecracker's makers recommend for production, item by item: a `note` is
+/// advice, for guests that are strangers to each other.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor {
     /// Print JSON
@@ -22,54 +30,33 @@ pub(crate) struct Doctor {
     json: bool,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Finding {
-    what: &'static str,
-    verdict: Verdict,
-    found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Verdict {
-    Good,
-    /// Something does not work, the rest does.
-    Limited,
-    /// No VM runs.
-    Bad,
-}
-
 impl Doctor {
     pub(crate) fn run(self, context: &Context) -> Result<ExitCode> {
-        let findings = [
+        let programs = Programs::discover_with(&context.root()?, this_program()?);
+        let needs = [
             kvm(&Kvm::of_this_host()),
             userfaultfd(),
             networks(),
-            firecracker(context)?,
+            firecracker(&programs),
             guest(context)?,
             state_directory(context),
-            Finding {
-                what: "processor",
-                verdict: Verdict::Good,
-                found: host::cpu().model,
-                remedy: None,
-            },
-            Finding {
-                what: "kernel",
-                verdict: Verdict::Good,
-                found: host::kernel_release(),
-                remedy: None,
-            },
+            Finding::good("processor", host::cpu().model),
+            Finding::good("kernel", host::kernel_release()),
         ];
+        let firecracker = programs.as_ref().ok().map(|found| &*found.firecracker);
+        let recommended = production::findings(&Host::this(), firecracker, &running(context)?);
         if self.json {
-            output::json(&findings)?;
+            output::json(&needs.iter().chain(&recommended).collect::<Vec<_>>())?;
         } else {
-            findings.iter().try_for_each(print)?;
+            needs.iter().try_for_each(Finding::print)?;
+            output::line(
+                "\nWhat Firecracker's makers recommend, above all for guests that are strangers to each other:",
+            )?;
+            recommended.iter().try_for_each(Finding::print)?;
         }
-        let bad = findings
+        let bad = needs
             .iter()
+            .chain(&recommended)
             .any(|finding| finding.verdict == Verdict::Bad);
         Ok(if bad {
             ExitCode::FAILURE
@@ -79,17 +66,28 @@ impl Doctor {
     }
 }
 
-fn print(finding: &Finding) -> Result<()> {
-    let mark = match finding.verdict {
-        Verdict::Good => "ok  ",
-        Verdict::Limited => "some",
-        Verdict::Bad => "BAD ",
-    };
-    output::line(format!("{mark}  {:<16} {}", finding.what, finding.found))?;
-    match &finding.remedy {
-        Some(remedy) => output::line(format!("{:22} -> {remedy}", "")),
-        None => Ok(()),
-    }
+/// The VMs that run. One whose record cannot be read is `ps`'s to tell.
+fn running(context: &Context) -> Result<Vec<Running>> {
+    let root = context.root()?;
+    let records = VmDir::list(&root)?.into_iter().filter_map(|name| {
+        let dir = VmDir::open(&root, &name).ok()?;
+        Record::read(&dir).ok()
+    });
+    let alive = records.filter(|record| record.state.is_alive());
+    Ok(alive
+        .map(|record| Running {
+            user: record.firecracker.and_then(|its| user_of(its.pid)),
+            name: record.name.to_string(),
+            machine: record.machine,
+        })
+        .collect())
+}
+
+/// As whom a process runs, by its effective user id.
+fn user_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn kvm(kvm: &Kvm) -> Finding {
@@ -133,99 +131,64 @@ fn kvm(kvm: &Kvm) -> Finding {
 
 fn userfaultfd() -> Finding {
     match host::check_userfaultfd() {
-        Ok(()) => Finding {
-            what: "userfaultfd",
-            verdict: Verdict::Good,
-            found: "lazy restores work".to_owned(),
-            remedy: None,
-        },
-        Err(e) => Finding {
-            what: "userfaultfd",
-            verdict: Verdict::Limited,
-            found: format!("{e}"),
-            remedy: Some(
-                "chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd, or run as root"
-                    .to_owned(),
-            ),
-        },
+        Ok(()) => Finding::good("userfaultfd", "lazy restores work"),
+        Err(e) => Finding::other(
+            "userfaultfd",
+            Verdict::Limited,
+            format!("{e}"),
+            "chgrp kvm /dev/userfaultfd && chmod 660 /dev/userfaultfd, or run as root",
+        ),
     }
 }
 
 fn networks() -> Finding {
     match net::probe() {
-        Ok(()) => Finding {
-            what: "networks",
-            verdict: Verdict::Good,
-            found: "--net nat works".to_owned(),
-            remedy: None,
-        },
-        Err(e) => Finding {
-            what: "networks",
-            verdict: Verdict::Limited,
-            remedy: match e {
-                NetError::Rights => Some("run as root, or do without --net nat"),
-                NetError::NotForwarding => Some("sysctl -w net.ipv4.ip_forward=1"),
-                NetError::Tun(_) => Some("modprobe tun"),
-                NetError::Rules(_) => {
-                    Some("modprobe -a nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet")
-                }
-                _ => None,
-            }
-            .map(str::to_owned),
-            found: format!("{:#}", anyhow::Error::from(e)),
-        },
+        Ok(()) => Finding::good("networks", "--net nat works"),
+        Err(e) => without_networks(e),
     }
 }
 
-fn firecracker(context: &Context) -> Result<Finding> {
-    Ok(
-        match Programs::discover_with(&context.root()?, this_program()?) {
-            Ok(programs) => Finding {
-                what: "firecracker",
-                verdict: Verdict::Good,
-                found: programs.firecracker.display().to_string(),
-                remedy: None,
-            },
-            Err(e) => Finding {
-                what: "firecracker",
-                verdict: Verdict::Bad,
-                found: e.to_string(),
-                remedy: Some("rekindle setup".to_owned()),
-            },
-        },
-    )
+fn without_networks(e: NetError) -> Finding {
+    let remedy = match e {
+        NetError::Rights => "run as root, or do without --net nat",
+        NetError::NotForwarding => "sysctl -w net.ipv4.ip_forward=1",
+        NetError::Tun(_) => "modprobe tun",
+        NetError::Rules(_) => {
+            "modprobe -a nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet"
+        }
+        _ => "dmesg | tail",
+    };
+    let found = format!("{:#}", anyhow::Error::from(e));
+    Finding::other("networks", Verdict::Limited, found, remedy)
+}
+
+fn firecracker(programs: &Result<Programs, ProgramError>) -> Finding {
+    match programs {
+        Ok(programs) => Finding::good("firecracker", programs.firecracker.display().to_string()),
+        Err(e) => Finding::other("firecracker", Verdict::Bad, e.to_string(), "rekindle setup"),
+    }
 }
 
 fn guest(context: &Context) -> Result<Finding> {
     Ok(match Guest::choose(&context.root()?, None, None, None) {
-        Ok(guest) => Finding {
-            what: "guest kernel",
-            verdict: Verdict::Good,
-            found: guest.kernel.display().to_string(),
-            remedy: None,
-        },
-        Err(e) => Finding {
-            what: "guest kernel",
-            verdict: Verdict::Limited,
-            found: format!("{e:#}"),
-            remedy: Some("rekindle setup, or run --kernel F".to_owned()),
-        },
+        Ok(guest) => Finding::good("guest kernel", guest.kernel.display().to_string()),
+        Err(e) => Finding::other(
+            "guest kernel",
+            Verdict::Limited,
+            format!("{e:#}"),
+            "rekindle setup",
+        ),
     })
 }
 
 fn state_directory(context: &Context) -> Finding {
-    let finding = |verdict, found, remedy| Finding {
-        what: "state directory",
-        verdict,
-        found,
-        remedy,
-    };
     match context.root() {
-        Ok(root) => finding(Verdict::Good, root.path().display().to_string(), None),
-        Err(e) => finding(
+        Ok(root) => Finding::good("state directory", root.path().display().to_string()),
+        Err(e) => Finding::other(
+            "state directory",
             Verdict::Bad,
             format!("{e:#}"),
-            Some("choose another with --root or REKINDLE_ROOT".to_owned()),
+            "choose another with --root or REKINDLE_ROOT",
         ),
     }
 }
@@ -253,5 +216,25 @@ mod tests {
             assert_eq!(finding.verdict, Verdict::Bad, "{state:?}");
             assert!(finding.remedy.is_some(), "{state:?}");
         }
+    }
+
+    #[test]
+    fn what_to_do_is_said_once() {
+        let forwarding = without_networks(NetError::NotForwarding);
+        let missing = firecracker(&Err(ProgramError::NoFirecracker {
+            installed: "/f".into(),
+        }));
+        for finding in [forwarding, missing] {
+            let remedy = finding.remedy.unwrap();
+            assert!(!finding.found.contains(&remedy), "{}", finding.found);
+            assert!(!finding.found.ends_with("run"), "{}", finding.found);
+        }
+    }
+
+    #[test]
+    fn the_user_of_a_process_is_known_while_it_is_there() {
+        let me = rustix::process::geteuid().as_raw();
+        assert_eq!(user_of(std::process::id()), Some(me));
+        assert_eq!(user_of(u32::MAX), None);
     }
 }

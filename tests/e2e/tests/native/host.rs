@@ -32,6 +32,10 @@ pub(crate) fn stories() -> Vec<Story> {
             "a monitor that is out of descriptors answers when it has some",
             out_of_descriptors,
         ),
+        story(
+            "doctor goes through what Firecracker's makers recommend",
+            recommendations,
+        ),
         Story::new(
             "a disk that is full in a snapshot leaves the VM running",
             full_in_a_snapshot,
@@ -336,4 +340,36 @@ fn full_while_it_prints() -> anyhow::Result<()> {
     rekindle.does("pause c")?;
     rekindle.does("stop c")?;
     rekindle.leaves_nothing()
+}
+
+/// What is only advice is no failure, and what runs is judged too.
+fn recommendations(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let disk = rekindle.file("disk");
+    fs::write(&disk, [0; 4096])?;
+    let guest = rekindle.guest(&counter())?;
+    let disk = disk.display();
+    rekindle.does(&format!(
+        "run {guest} --name slow --disk {disk}:ro,bw=1M --detach"
+    ))?;
+    let looks = |what: &str| -> anyhow::Result<(String, String)> {
+        let findings = rekindle.tells("doctor --json")?;
+        let mut findings = findings.as_array().context("a list")?.iter();
+        let finding = findings.find(|finding| finding["what"] == what);
+        let finding = finding.with_context(|| format!("nothing of {what}"))?;
+        let is_advice = finding["verdict"] == "advice";
+        ensure!(!is_advice || finding["remedy"].is_string(), "{finding}");
+        let text = |field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+        Ok((text("verdict"), text("found")))
+    };
+    let swaps = fs::read_to_string("/proc/swaps")?.lines().count() > 1;
+    ensure!(looks("swap")?.0 == if swaps { "advice" } else { "good" });
+    ensure!(looks("disk rates")?.0 == "good");
+    rekindle.does(&format!(
+        "run {guest} --name fast --disk {disk}:ro --detach"
+    ))?;
+    let (verdict, found) = looks("disk rates")?;
+    ensure!(verdict == "advice" && found.contains("fast"), "{found}");
+    let said = rekindle.does("doctor")?;
+    ensure!(said.contains("note  disk rates"), "{said}");
+    Ok(())
 }
