@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rekindle_store::disk::copy_disk_while;
 use rekindle_store::file::FileError;
 
+use crate::jail::{Jail, JailError};
 use crate::vm::config::{Access, Drive};
-use crate::vm::dir::{DISKS, VmDir};
+use crate::vm::dir::{DISKS, VmDir, disk_path};
 
 /// Why a drive could not be put into a VM's directory.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum DriveError {
         #[source]
         source: FileError,
     },
+    /// It cannot be put into the jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The file system refused.
     #[error("cannot make {path}")]
     Io {
@@ -71,6 +75,7 @@ pub(crate) fn prepare(
             path: disks,
             source,
         })?;
+    let jail = Jail::of(dir)?;
     for drive in drives {
         let target = dir.disk(&drive.id);
         match drive.access {
@@ -84,6 +89,14 @@ pub(crate) fn prepare(
                 })?;
             }
             Access::ReadOnly => link(&drive.file, &target)?,
+        }
+        if let Some(jail) = &jail {
+            let name = disk_path(&drive.id);
+            let name = name.to_string_lossy();
+            match drive.access {
+                Access::OwnCopy => jail.give(&target, &name)?,
+                Access::ReadOnly => jail.show(&target, &name)?,
+            }
         }
     }
     Ok(())

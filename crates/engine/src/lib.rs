@@ -9,6 +9,7 @@ mod drives;
 mod engine;
 pub mod host;
 pub mod images;
+pub mod jail;
 pub mod net;
 mod pager;
 pub mod programs;

@@ -21,6 +21,7 @@ use rekindle_pager::Ended;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
+use crate::jail::{self, JailError};
 use crate::vm::dir::{PAGER_LOG, PAGER_SOCKET, PAGER_STATE, PAGER_STATS, VmDir};
 
 /// How many lines of the page server's errors are told when it dies.
@@ -33,6 +34,9 @@ const FAILED: i32 = 1;
 /// Why the page server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum PagerError {
+    /// Its socket cannot be put into the VM's jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Its socket could not be made.
     #[error("cannot make the page server's socket {path}")]
     Socket {
@@ -328,7 +332,9 @@ fn bind(dir: &VmDir) -> Result<UnixListener, PagerError> {
     let folder = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| socket(e.into()))?;
     // A socket path holds 107 bytes; the way through the descriptor is always short.
-    UnixListener::bind(through(&folder, PAGER_SOCKET)).map_err(socket)
+    let listener = UnixListener::bind(through(&folder, PAGER_SOCKET)).map_err(socket)?;
+    jail::give(dir, PAGER_SOCKET)?;
+    Ok(listener)
 }
 
 /// A path to `name` in an open directory that is short whatever the directory's own path is.

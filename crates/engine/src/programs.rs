@@ -8,6 +8,9 @@ use rekindle_store::Root;
 /// The name of the variable that overrides where Firecracker is.
 pub const FIRECRACKER_VARIABLE: &str = "REKINDLE_FIRECRACKER";
 
+/// The name of the variable that overrides where Firecracker's jailer is.
+pub const JAILER_VARIABLE: &str = "REKINDLE_JAILER";
+
 /// The two programs that the engine starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
@@ -29,10 +32,18 @@ pub enum ProgramError {
         installed: PathBuf,
     },
     /// The variable names something that is not there.
-    #[error("${FIRECRACKER_VARIABLE} names {path}, which is not a file")]
+    #[error("${variable} names {path}, which is not a file")]
     NotAFile {
+        /// The variable.
+        variable: &'static str,
         /// What it names.
         path: PathBuf,
+    },
+    /// No jailer.
+    #[error("no jailer: not in ${JAILER_VARIABLE}, not at {beside}; run: rekindle setup")]
+    NoJailer {
+        /// Where it would be, beside Firecracker.
+        beside: PathBuf,
     },
     /// No rekindle.
     #[error("no rekindle program in $PATH: the page server is its verb `pager`")]
@@ -57,6 +68,22 @@ impl Programs {
             rekindle,
         })
     }
+
+    /// Firecracker's jailer: from `$REKINDLE_JAILER`, or beside Firecracker, of whose release it has to be.
+    pub(crate) fn jailer(&self) -> Result<PathBuf, ProgramError> {
+        if let Some(path) = named(JAILER_VARIABLE)? {
+            return Ok(path);
+        }
+        let name = self.firecracker.file_name().unwrap_or_default();
+        // Upstream's archive calls both alike: `firecracker-v1.12.1-x86_64`, `jailer-v1.12.1-x86_64`.
+        let name = name.to_string_lossy().replacen("firecracker", "jailer", 1);
+        let beside = self.firecracker.with_file_name(name);
+        if beside != self.firecracker && is_program(&beside) {
+            Ok(beside)
+        } else {
+            Err(ProgramError::NoJailer { beside })
+        }
+    }
 }
 
 /// Where `rekindle setup` installs Firecracker.
@@ -65,24 +92,32 @@ pub fn installed_firecracker(root: &Root) -> PathBuf {
 }
 
 fn find_firecracker(root: &Root) -> Result<PathBuf, ProgramError> {
-    if let Some(path) = std::env::var_os(FIRECRACKER_VARIABLE).filter(|v| !v.is_empty()) {
-        let path = PathBuf::from(path);
-        return if path.is_file() {
-            absolute(path)
-        } else {
-            Err(ProgramError::NotAFile { path })
-        };
+    if let Some(path) = named(FIRECRACKER_VARIABLE)? {
+        return Ok(path);
     }
     let installed = installed_firecracker(root);
     if installed.is_file() {
-        return absolute(installed);
+        return absolute(FIRECRACKER_VARIABLE, installed);
     }
     in_path("firecracker", &search_path()).ok_or(ProgramError::NoFirecracker { installed })
 }
 
+/// The file that a variable names, if it is set.
+fn named(variable: &'static str) -> Result<Option<PathBuf>, ProgramError> {
+    let Some(path) = std::env::var_os(variable).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let path = PathBuf::from(path);
+    if path.is_file() {
+        absolute(variable, path).map(Some)
+    } else {
+        Err(ProgramError::NotAFile { variable, path })
+    }
+}
+
 /// Programs are started from another working directory.
-fn absolute(path: PathBuf) -> Result<PathBuf, ProgramError> {
-    std::path::absolute(&path).map_err(|_| ProgramError::NotAFile { path })
+fn absolute(variable: &'static str, path: PathBuf) -> Result<PathBuf, ProgramError> {
+    std::path::absolute(&path).map_err(|_| ProgramError::NotAFile { variable, path })
 }
 
 fn search_path() -> OsString {

@@ -30,8 +30,8 @@ mod version;
 pub use client::{CallError, Client, Method, RawResponse};
 pub use fifo::{Fifo, FifoError, drain, drain_rest};
 pub use process::{
-    AdoptError, Exit, IdentifyError, Launch, Pidfd, Process, ProcessId, ReadyError, SpawnError,
-    arguments_of, find_by_id,
+    AdoptError, Exit, IdentifyError, Jailer, Launch, Pidfd, Process, ProcessId, ReadyError,
+    SpawnError, arguments_of, find_by_id,
 };
 pub use ring::{Ring, tail};
 pub use version::{Feature, ParseVersionError, Version};

@@ -13,6 +13,7 @@
 mod arguments;
 mod exit;
 mod identity;
+mod jailer;
 mod launch;
 mod pidfd;
 mod readable;
@@ -27,6 +28,7 @@ use thiserror::Error;
 pub use arguments::arguments_of;
 pub use exit::Exit;
 pub use identity::{IdentifyError, ProcessId, find_by_id};
+pub use jailer::Jailer;
 pub use launch::{Launch, SpawnError};
 pub use pidfd::Pidfd;
 pub use ready::ReadyError;

@@ -1,4 +1,4 @@
-//! The one thing about a new process that the standard library does not do: its signal mask.
+//! What about a new process the standard library does not do: its signal mask, and its pid namespace.
 //!
 //! # Safety model
 //!
@@ -6,6 +6,8 @@
 //!    `pthread_sigmask`), allocates nothing and touches no lock, so that it may run in the child of a process with
 //!    many threads.
 //! 2. A `sigset_t` is read only after `sigemptyset` has initialised it.
+//! 3. `unshare` is given `CLONE_NEWPID` and nothing else. It changes to which namespace the calling thread's later
+//!    children belong; no memory and no descriptor of any thread depends on that.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,6 +24,14 @@ pub(crate) fn block_sigpipe(command: &mut Command) {
     unsafe {
         command.pre_exec(block);
     }
+}
+
+/// Lets the processes that the calling thread starts from now on be in a pid namespace of their own, of which the first
+/// is process 1.
+pub(crate) fn leave_pid_namespace() -> io::Result<()> {
+    // SAFETY: rule 3.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+    Ok(())
 }
 
 fn block() -> io::Result<()> {

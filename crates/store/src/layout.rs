@@ -59,6 +59,7 @@ impl Root {
             root.snapshots(),
             root.names(),
             root.vms(),
+            root.uids(),
             root.images(),
             root.assets(),
             root.tmp(),
@@ -116,6 +117,11 @@ impl Root {
     /// Fetched and built files: Firecracker, guest kernels.
     pub fn assets(&self) -> PathBuf {
         self.path.join("assets")
+    }
+
+    /// Which user is which jailed VM's, a link each.
+    pub fn uids(&self) -> PathBuf {
+        self.path.join("uids")
     }
 
     /// Chunks that were fetched from elsewhere; made by whoever fetches first.
@@ -428,6 +434,7 @@ mod tests {
             root.snapshots(),
             root.names(),
             root.vms(),
+            root.uids(),
             root.images(),
             root.tmp(),
         ] {

@@ -1,5 +1,8 @@
 //! The driver: one state directory, and the program that works in it.
 
+use std::collections::HashMap;
+use std::fs::DirEntry;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -264,24 +267,41 @@ impl Rekindle {
     pub fn open_drives(&self, vm: &str) -> anyhow::Result<Vec<String>> {
         let record = self.tells(&format!("inspect {vm}"))?;
         let pid = record["firecracker"]["pid"].as_u64().context("a pid")?;
+        let owners = self.own_drives()?;
         let mut drives = Vec::new();
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-            // It may be closed meanwhile.
-            let Ok(file) = std::fs::read_link(entry?.path()) else {
+            // It may be closed meanwhile. A jailed one's path would say nothing out here.
+            let Ok(file) = std::fs::metadata(entry?.path()) else {
                 continue;
             };
-            if !file.starts_with(self.state.join("vms")) {
-                continue;
-            }
-            let Ok(its) = file.strip_prefix(self.vm(vm)) else {
-                bail!("{vm} has {} open", file.display());
-            };
-            if let Ok(drive) = its.strip_prefix("disks") {
-                drives.push(drive.display().to_string());
+            match owners.get(&(file.dev(), file.ino())) {
+                Some((owner, drive)) if owner == vm => drives.push(drive.clone()),
+                Some((owner, drive)) => bail!("{vm} has {drive} of {owner} open"),
+                None => {}
             }
         }
         drives.sort();
         Ok(drives)
+    }
+
+    /// Whose file of its own is which: device and inode, VM, drive.
+    fn own_drives(&self) -> anyhow::Result<HashMap<(u64, u64), (String, String)>> {
+        let mut owners = HashMap::new();
+        let name = |entry: &DirEntry| entry.file_name().to_string_lossy().into_owned();
+        for vm in std::fs::read_dir(self.state.join("vms"))? {
+            let vm = vm?;
+            // One without drives has no such directory.
+            for drive in std::fs::read_dir(vm.path().join("disks"))
+                .into_iter()
+                .flatten()
+            {
+                let drive = drive?;
+                // Of a link, the link itself, which nobody opens.
+                let file = drive.metadata()?;
+                owners.insert((file.dev(), file.ino()), (name(&vm), name(&drive)));
+            }
+        }
+        Ok(owners)
     }
 
     /// Writes a bare-metal guest into a file, and returns the options of `run` for it.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,12 +74,14 @@ impl std::fmt::Display for Process {
 }
 
 /// The processes, except this one, that name `directory` or a path in it by a command line argument,
-/// in the environment, or as their working or root directory.
+/// in the environment, or as their working or root directory; also a jailed Firecracker, of which only the root directory
+/// tells whose it is.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn naming(directory: &Path) -> io::Result<Vec<Process>> {
     let own = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+    let jails = jails_in(directory);
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
@@ -87,7 +90,7 @@ pub fn naming(directory: &Path) -> io::Result<Vec<Process>> {
         };
         // One that ends while it is looked at is not there.
         if pid != own
-            && names(&proc(pid), directory)
+            && (names(&proc(pid), directory) || is_in(&proc(pid), &jails))
             && let Ok(command) = command(&proc(pid))
         {
             found.push(Process { pid, command });
@@ -104,6 +107,24 @@ fn names(proc: &Path, directory: &Path) -> bool {
         || contains(&text("environ"), directory)
         || place("cwd").starts_with(directory)
         || place("root").starts_with(directory)
+}
+
+/// The root directories of the jails of a VM, or of all in a state directory. Their paths are not what the kernel tells of a
+/// process in them, since that one has mounts of its own.
+fn jails_in(directory: &Path) -> Vec<(u64, u64)> {
+    let vms = fs::read_dir(directory.join("vms")).into_iter().flatten();
+    let vms = vms.flatten().map(|entry| entry.path());
+    let places = vms.chain([directory.to_owned()]);
+    places.filter_map(|vm| identity(&vm.join("jail"))).collect()
+}
+
+fn is_in(proc: &Path, jails: &[(u64, u64)]) -> bool {
+    !jails.is_empty() && identity(&proc.join("root")).is_some_and(|root| jails.contains(&root))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = path.metadata().ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 /// Whether `text` has `directory` in it, and not just another that begins with the same letters.

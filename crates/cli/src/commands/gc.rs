@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use rekindle_engine::images::users;
+use rekindle_engine::jail;
 use rekindle_engine::net::sweep;
 use rekindle_engine::store::collect::{Leftover, Mode, collect};
 use rekindle_engine::store::image;
@@ -43,6 +44,11 @@ impl Gc {
             sweep::sweep(engine.root(), networks)?
                 .iter()
                 .map(|name| format!("network {name} of a VM that is not there")),
+        );
+        found.extend(
+            jail::sweep(engine.root(), mode)?
+                .iter()
+                .map(|uid| format!("user {uid} of a jailed VM that is not there")),
         );
         if self.json {
             return output::json(&found);

@@ -91,6 +91,9 @@ enum Verb {
     Monitor(monitor::Monitor),
 }
 
+/// The name of the variable that has VMs jailed as `--jail` does.
+const JAIL_VARIABLE: &str = "REKINDLE_JAIL";
+
 /// What every verb gets.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -231,7 +234,7 @@ fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Snapshot(snapshot) => snapshot.run(context),
         Verb::Restore(restore) => restore.run(context),
         Verb::Image(image) => image.run(context),
-        Verb::Pager(pager) => pager.run(),
+        Verb::Pager(pager) => pager.run(context),
         Verb::Api(api) => api.run(),
         Verb::Bench(bench) => bench.run(context),
         Verb::Monitor(monitor) => monitor.run(context),

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rekindle_engine::jail;
 use rekindle_engine::vm::dir::PAGER_STATE;
 use rekindle_pager::{
     Adoption, Ended, Failing, Living, Options, Ready, Socket, Source, adopt, serve,
 };
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::parse_duration;
+use super::{Context, parse_duration};
 
 /// Serves one restored VM's page faults; a drop-in for Firecracker's example handlers
 ///
@@ -50,7 +51,7 @@ pub(crate) struct Pager {
     /// Leave the counts in this file when the VM has ended
     #[arg(long, value_name = "F")]
     stats: Option<PathBuf>,
-    /// Keep what a successor needs in this file [default with --adopt: pager.state where Firecracker works]
+    /// Keep what a successor needs in this file [default with --adopt: pager.state where Firecracker works, or in the directory of the VM in whose jail it is]
     #[arg(long, value_name = "F")]
     state: Option<PathBuf>,
     /// Give up if Firecracker has not connected after this long (30s, 5m)
@@ -68,14 +69,14 @@ pub(crate) struct Pager {
 }
 
 impl Pager {
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
         let failing = if self.supervised {
             Failing::LeavesItToASuccessor
         } else {
             Failing::KillsTheVm
         };
         let stats = match self.adopt {
-            Some(vm) => adopt(self.adoption(vm)?, failing)?,
+            Some(vm) => adopt(self.adoption(context, vm)?, failing)?,
             None => serve(self.options(failing)?, announce)?,
         };
         match stats.ended {
@@ -107,10 +108,11 @@ impl Pager {
         Ok(options)
     }
 
-    fn adoption(self, vm: i32) -> Result<Adoption> {
-        let state = self
-            .state
-            .unwrap_or_else(|| format!("/proc/{vm}/cwd/{PAGER_STATE}").into());
+    fn adoption(self, context: &Context, vm: i32) -> Result<Adoption> {
+        let state = match self.state {
+            Some(state) => state,
+            None => state_of(context, vm),
+        };
         let mut adoption = Adoption::new(vm, state);
         if self.inherited {
             adoption.descriptor = Some(take_stdin().context("no descriptor to inherit")?);
@@ -119,6 +121,16 @@ impl Pager {
         }
         Ok(adoption)
     }
+}
+
+/// What the page server of this Firecracker keeps: where it works, or in the directory of the VM whose jail it is in.
+fn state_of(context: &Context, vm: i32) -> PathBuf {
+    let state = PathBuf::from(format!("/proc/{vm}/cwd/{PAGER_STATE}"));
+    let (false, Ok(root)) = (state.exists(), context.root()) else {
+        return state;
+    };
+    let jailed = u32::try_from(vm).ok().and_then(|vm| jail::vm_of(&root, vm));
+    jailed.map_or(state, |dir| dir.file(PAGER_STATE))
 }
 
 /// Takes standard input away from its place, where it would stay open after the handshake and let others connect

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use clap::builder::FalseyValueParser;
 use rekindle_engine::Engine;
 use rekindle_engine::store::{Snapshot, VmName};
 use rekindle_engine::vm::config::Backend;
@@ -12,7 +13,7 @@ use rekindle_engine::vm::record::Record;
 use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check, policy};
 use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 
-use super::{Context, parse_duration};
+use super::{Context, JAIL_VARIABLE, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
 use crate::network::NetworkArgs;
@@ -44,6 +45,9 @@ pub(crate) struct Restore {
     net: Option<Net>,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Lock the copies' Firecrackers in jails, each with a user, a root directory and a pid namespace of its own; takes root
+    #[arg(long, env = JAIL_VARIABLE, value_parser = FalseyValueParser::new())]
+    jail: bool,
     /// Set the guest's clock to the host's (Firecracker 1.16, 1.15.1, 1.14.4 and newer)
     #[arg(long)]
     set_clock: bool,
@@ -255,6 +259,9 @@ impl Restore {
                 config.network(self.network.nat(before.unwrap_or_default()))
             }
         };
+        if self.jail {
+            config = config.jailed();
+        }
         config.ttl = self.ttl;
         if self.set_clock {
             config.clock = Clock::SetToHost;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use clap::builder::FalseyValueParser;
 use rekindle_engine::Engine;
 use rekindle_engine::agent::{AgentError, Exit};
 use rekindle_engine::net::policy::Policy;
@@ -21,7 +22,7 @@ use rekindle_image::Program;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{Context, block_on, fresh_name, parse_duration, rm};
+use super::{Context, JAIL_VARIABLE, block_on, fresh_name, parse_duration, rm};
 use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::disks::{self, DiskArgument};
 use crate::guest::{First, Guest};
@@ -105,6 +106,9 @@ pub(crate) struct Run {
     /// Back the memory with pages of 2 MiB, which the host must have
     #[arg(long)]
     huge_pages: bool,
+    /// Lock Firecracker in a jail, with a user, a root directory and a pid namespace of its own; takes root
+    #[arg(long, env = JAIL_VARIABLE, value_parser = FalseyValueParser::new())]
+    jail: bool,
     /// Track dirty pages, which diff snapshots need
     #[arg(long)]
     track_dirty_pages: bool,
@@ -266,6 +270,9 @@ impl Run {
         }
         if self.huge_pages {
             config = config.huge_pages();
+        }
+        if self.jail {
+            config = config.jailed();
         }
         if self.track_dirty_pages {
             config = config.track_dirty_pages();

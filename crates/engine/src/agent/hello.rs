@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::connect::{Line, Near};
 use super::{Agent, AgentError};
+use crate::jail;
 use crate::vm::dir::{VSOCK_SOCKET, VmDir};
 use crate::vm::record::{GuestAgent, Ledger};
 
@@ -39,6 +40,7 @@ impl Listener {
         let _ = std::fs::remove_file(&next);
         let listener = UnixListener::bind(Near::of(&next)?.path())?;
         std::fs::rename(&next, &path)?;
+        jail::give(dir, &socket()).map_err(io::Error::other)?;
         Ok(Listener(tokio::spawn(listen(listener, ledger.clone()))))
     }
 

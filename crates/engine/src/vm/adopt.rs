@@ -19,6 +19,7 @@ use super::wake::Environment;
 use super::{Parts, Vm, VmError};
 use crate::Engine;
 use crate::agent::hello::Listener;
+use crate::jail::Jail;
 use crate::net::Attachment;
 use crate::pager::{PagerProcess, has_state};
 use rekindle_store::Lease;
@@ -251,6 +252,7 @@ async fn ask_state(vm: &mut Vm) -> Result<InstanceState, VmError> {
 fn clear(dir: &VmDir) -> Result<(), AdoptError> {
     launch::remove_sockets(dir);
     dir.undo_network()?;
+    dir.undo_jail()?;
     let disks = dir.file(DISKS);
     match std::fs::remove_dir_all(&disks) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -303,8 +305,10 @@ fn workers_in(dir: &VmDir) -> Vec<ProcessId> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
+    let jail = Jail::of(dir).ok().flatten();
     let works_here = |pid: &u32| {
-        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir.path())
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        (cwd.is_ok_and(|cwd| cwd == dir.path()) || jail.as_ref().is_some_and(|j| j.holds(*pid)))
             && arguments_of(*pid)
                 .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--id"))
     };

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -32,6 +33,7 @@ use super::state::State;
 use super::{Parts, Vm, micros};
 use crate::drives::{self, DriveError, DriveSource};
 use crate::host::{self, HostError};
+use crate::jail::{self, Isolation, Jail, JailError};
 use crate::net::{self, Attachment, Place};
 use crate::{Engine, NetError, TapError};
 
@@ -40,6 +42,10 @@ const BALLOON_STATS_S: u16 = 5;
 
 /// The time in which a network interface may use up its rate, in milliseconds.
 const RATE_PERIOD_MS: u64 = 1000;
+
+/// What is booted, as a jailed Firecracker finds it.
+const KERNEL: &str = "kernel";
+const INITRD: &str = "initrd";
 
 /// Why a VM did not boot. Everything that was made for it is gone again.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +63,9 @@ pub enum BootError {
     /// Its network cannot be made.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// It cannot be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Its directory could not be made.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -91,6 +100,7 @@ pub enum BootError {
 /// Boots a VM under a name that is free.
 pub(crate) async fn boot(engine: &Engine, config: BootConfig) -> Result<Vm, BootError> {
     check(&config)?;
+    jail::check(config.isolation, engine.programs())?;
     let claim = Claim::new(engine, &config.name)?;
     assemble(engine, claim, config).await
 }
@@ -98,6 +108,7 @@ pub(crate) async fn boot(engine: &Engine, config: BootConfig) -> Result<Vm, Boot
 /// Boots a VM in a directory that this process holds.
 pub async fn boot_in(engine: &Engine, claim: Claim, config: BootConfig) -> Result<Vm, BootError> {
     check(&config)?;
+    jail::check(config.isolation, engine.programs())?;
     assemble(engine, claim, config).await
 }
 
@@ -117,7 +128,7 @@ pub fn check(config: &BootConfig) -> Result<(), BootError> {
     Ok(())
 }
 
-async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<Vm, BootError> {
+async fn assemble(engine: &Engine, claim: Claim, mut config: BootConfig) -> Result<Vm, BootError> {
     let begun = Instant::now();
     let origin = Origin::Boot {
         kernel: config.kernel.clone(),
@@ -133,6 +144,10 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     }
     record.write(claim.dir())?;
 
+    let (kernel, initrd) = (config.kernel.clone(), config.initrd.clone());
+    if config.isolation == Isolation::Jailed {
+        record.jailed_as = Some(lock_up(engine, claim.dir(), &record, &mut config)?);
+    }
     let ledger = Ledger::new(claim.dir(), &record);
     let hello = super::listen(claim.dir(), &record, &ledger)?;
     let network = attachment(engine, claim.dir(), &record)?;
@@ -144,10 +159,9 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     let mut starting = Starting::new(claim.dir(), None);
     let spawned = Instant::now();
     let place = network.as_ref().map_or(Place::Host, Place::Attached);
-    record.firecracker =
-        Some(starting.launch(&engine.programs().firecracker, &record.id, &place)?);
+    record.firecracker = Some(starting.launch(engine.programs(), &record, &place)?);
     ledger.write(&mut record)?;
-    let booted = booted(&config);
+    let booted = booted(kernel, initrd, config.boot_args.clone());
     let mut crew = starting.ready().await?;
     drives.ready().await?;
     record.boot = booted.await?;
@@ -190,6 +204,23 @@ async fn assemble(engine: &Engine, claim: Claim, config: BootConfig) -> Result<V
     }))
 }
 
+/// Makes the jail, with what is booted in it, and tells whose it is; the configuration has the paths inside then.
+fn lock_up(
+    engine: &Engine,
+    dir: &VmDir,
+    record: &Record,
+    config: &mut BootConfig,
+) -> Result<u32, JailError> {
+    let jail = Jail::make(dir, &engine.programs().firecracker, &record.id)?;
+    jail.show(&config.kernel, KERNEL)?;
+    config.kernel = KERNEL.into();
+    if let Some(initrd) = &mut config.initrd {
+        jail.show(initrd, INITRD)?;
+        *initrd = INITRD.into();
+    }
+    Ok(jail.uid())
+}
+
 /// The connection of a VM's own network with the host, announced, if it has such a network.
 pub(crate) fn attachment(
     engine: &Engine,
@@ -219,6 +250,7 @@ pub(crate) fn new_record(
         ends_at: None,
         origin,
         boot: BootInfo::default(),
+        jailed_as: None,
         purpose: Purpose::Lasting,
         machine,
         firecracker: None,
@@ -345,9 +377,11 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
 }
 
 /// What it is booted from, read on a thread of its own. A boot that fails earlier does not wait for that.
-fn booted(config: &BootConfig) -> impl Future<Output = Result<BootInfo, BootError>> + use<> {
-    let (kernel, initrd) = (config.kernel.clone(), config.initrd.clone());
-    let args = config.boot_args.clone();
+fn booted(
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    args: Option<String>,
+) -> impl Future<Output = Result<BootInfo, BootError>> + use<> {
     let read = tokio::task::spawn_blocking(move || {
         rebuild::booted(&kernel, initrd.as_deref(), args.as_deref())
     });

@@ -9,6 +9,7 @@ use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
 pub use self::drive::{Access, Drive, Limits, Role};
+pub use crate::jail::Isolation;
 use crate::net::plan::{GuestLink, Nat};
 pub use crate::net::policy::NetRate;
 
@@ -36,6 +37,9 @@ pub struct BootConfig {
     /// Whether the guest starts an agent.
     #[serde(default)]
     pub agent: Agent,
+    /// Whether Firecracker is jailed.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 /// Whether a guest starts an agent when it boots.
@@ -60,7 +64,14 @@ impl BootConfig {
             machine: Machine::default(),
             ttl: None,
             agent: Agent::Unknown,
+            isolation: Isolation::None,
         }
+    }
+
+    /// Locks Firecracker in a jail, with a user of its own. Takes root.
+    pub fn jailed(mut self) -> Self {
+        self.isolation = Isolation::Jailed;
+        self
     }
 
     /// Sets the initial RAM disk.

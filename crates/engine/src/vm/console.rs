@@ -17,6 +17,8 @@ use rekindle_firecracker::{Ring, tail};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::jail::{self, JailError};
+
 use super::dir::{INPUT_FIFO, LOG, LOG_FIFO, METRICS, METRICS_FIFO, SERIAL, SERIAL_FIFO, VmDir};
 
 /// How much of the serial output is kept, twice at the most.
@@ -31,6 +33,9 @@ const TAIL_BYTES: u64 = 8 << 10;
 /// Why the FIFOs or the files behind them cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
+    /// A FIFO cannot be put into the VM's jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A FIFO.
     #[error(transparent)]
     Fifo(#[from] FifoError),
@@ -72,6 +77,9 @@ impl Console {
             .into_iter()
             .map(|(fifo, file, bytes)| Drain::start(dir, fifo, file, bytes))
             .collect::<Result<_, _>>()?;
+        for fifo in [LOG_FIFO, METRICS_FIFO] {
+            jail::give(dir, fifo)?;
+        }
         Ok(Console {
             dir: dir.clone(),
             drains,

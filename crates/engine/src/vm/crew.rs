@@ -9,7 +9,6 @@
 //!
 //! So the one death that is waited for here is Firecracker's, and what the relay says of it tells whose it was.
 
-use std::path::Path;
 use std::time::Duration;
 
 use rekindle_firecracker::{Client, Exit, Process, ProcessId};
@@ -18,10 +17,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::dir::VmDir;
 use super::launch::{self, API_PATIENCE, StartError};
 use super::reaped::exit_of;
+use super::record::Record;
 use super::relay::{Means, Relay, Verdict};
 use super::state::Why;
 use crate::net::Place;
 use crate::pager::{PagerProcess, has_state, kill_reason};
+use crate::programs::Programs;
 
 /// How long a process whose connection broke may take to be seen dead itself.
 const DEATH_PATIENCE: Duration = Duration::from_millis(20);
@@ -227,11 +228,11 @@ impl Starting {
     /// Starts Firecracker, and tells who it is.
     pub(crate) fn launch(
         &mut self,
-        program: &Path,
-        id: &str,
+        programs: &Programs,
+        record: &Record,
         place: &Place<'_>,
     ) -> Result<ProcessId, StartError> {
-        launch::start(program, &self.dir, id, place, &mut self.firecracker)?;
+        launch::start(programs, &self.dir, record, place, &mut self.firecracker)?;
         let process = self.firecracker.as_ref().expect("it was started");
         Ok(process.id().clone())
     }

@@ -12,6 +12,7 @@
 //!   pager.json      what the page server did, written when it ends
 //!   pager.state     what it does, and what its successor needs if it dies
 //!   net.json        what of its network is on the host; absent when nothing is
+//!   jail            the link to its jail, which is in here as well (the engine's `jail`); absent without one
 //! ```
 //!
 //! Firecracker's working directory is this directory and every path in its API is relative to it, so
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use rekindle_store::{Root, VmName};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::jail::{self, JailError};
 use crate::net::{self, NetError};
 
 /// Firecracker's API socket, relative to the VM's directory.
@@ -97,6 +99,15 @@ pub enum DirError {
     Owned {
         /// The VM's directory.
         path: PathBuf,
+    },
+    /// Its jail's user cannot be given back.
+    #[error("cannot remove the jail of {path}")]
+    Jail {
+        /// The VM's directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<JailError>,
     },
     /// Its network cannot be removed from the host.
     #[error("cannot remove the network of {path}")]
@@ -254,6 +265,7 @@ impl VmDir {
     /// never followed. Whoever wants to own it waits for the hold; nothing is made in it meanwhile.
     pub fn remove(&self, _hold: &Hold) -> Result<(), DirError> {
         self.undo_network()?;
+        jail::give_back(self).map_err(|e| self.jail_error(e))?;
         match std::fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DirError::io(&self.path, e)),
             _ => Ok(()),
@@ -266,6 +278,18 @@ impl VmDir {
             path: self.path.clone(),
             source: Box::new(e),
         })
+    }
+
+    /// Removes its jail, and gives the user back.
+    pub(crate) fn undo_jail(&self) -> Result<(), DirError> {
+        jail::undo(self).map_err(|e| self.jail_error(e))
+    }
+
+    fn jail_error(&self, source: JailError) -> DirError {
+        DirError::Jail {
+            path: self.path.clone(),
+            source: Box::new(source),
+        }
     }
 
     /// Replaces a file in it: whoever reads sees the old one or the new one, whole. Not flushed to the disk.
@@ -284,6 +308,12 @@ impl VmDir {
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which users the VMs beside it have, and it.
+    pub(crate) fn uids(&self) -> PathBuf {
+        let vms = self.path.parent().unwrap_or(&self.path);
+        vms.with_file_name("uids")
     }
 
     /// A file in it.

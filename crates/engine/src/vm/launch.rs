@@ -2,7 +2,7 @@
 //! reader, all paths are relative.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rekindle_firecracker::model::Level;
@@ -12,8 +12,11 @@ use tokio::runtime::Handle;
 
 use super::console::{Console, ConsoleError};
 use super::dir::{API_SOCKET, LOG_FIFO, METRICS_FIFO, PAGER_SOCKET, VSOCK_SOCKET, VmDir};
+use super::record::Record;
 use crate::agent::hello;
+use crate::jail::{Jail, JailError};
 use crate::net::{NetError, Place};
+use crate::programs::Programs;
 
 /// How long Firecracker may take until its API answers.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +33,9 @@ pub enum StartError {
     /// Its network could not be made.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Its jail could not be made.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Its API never answered.
     #[error("firecracker did not get ready")]
     Ready(#[from] ReadyError),
@@ -50,25 +56,25 @@ pub enum StartError {
     },
 }
 
-/// Starts it in its place, and puts it into `started`, also if something fails after that. It carries `id` as its
-/// `--id`, so that it can be found even if nobody wrote its pid down.
+/// Starts it in its place, in its jail if it has one, and puts it into `started`, also if something fails after that. It
+/// carries the VM's id as its `--id`, so that it can be found even if nobody wrote its pid down.
 pub(crate) fn start(
-    program: &Path,
+    programs: &Programs,
     dir: &VmDir,
-    id: &str,
+    record: &Record,
     place: &Place<'_>,
     started: &mut Option<Process>,
 ) -> Result<(), StartError> {
-    for name in [API_SOCKET, VSOCK_SOCKET] {
-        let path = dir.file(name);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(StartError::Socket { path, source });
-            }
-            _ => {}
+    let jail = Jail::of(dir)?;
+    let firecracker = Launch::new(&programs.firecracker, &record.id, dir.path());
+    let firecracker = match jail {
+        Some(jail) => firecracker.jailed(jail.jailer(dir, programs, &record.machine)?),
+        None => {
+            clear_sockets(dir)?;
+            firecracker
         }
-    }
-    let firecracker = Launch::new(program, id, dir.path())
+    };
+    let firecracker = firecracker
         .api_sock(API_SOCKET)
         // At its own default level each call is two lines, which wake us while the guest wants the processor.
         .log(LOG_FIFO, Level::Warning)
@@ -83,6 +89,20 @@ pub(crate) fn start(
         *started = Some(firecracker.spawn()?);
         Ok::<(), SpawnError>(())
     })??;
+    Ok(())
+}
+
+/// Removes what an earlier Firecracker left.
+fn clear_sockets(dir: &VmDir) -> Result<(), StartError> {
+    for name in [API_SOCKET, VSOCK_SOCKET] {
+        let path = dir.file(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(StartError::Socket { path, source });
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }
 

@@ -55,6 +55,9 @@ pub struct Record {
     /// What it is for.
     #[serde(skip_serializing_if = "Purpose::is_lasting", default)]
     pub purpose: Purpose,
+    /// The user that its Firecracker runs as, if it is jailed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub jailed_as: Option<u32>,
     /// What it is made of.
     pub machine: Machine,
     /// Firecracker's process. Absent before the spawn; one spawned but not yet recorded is found by `id`.

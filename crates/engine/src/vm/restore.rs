@@ -8,6 +8,7 @@
 
 mod config;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,9 +40,13 @@ use super::wake::Waking;
 use super::{Parts, Vm, micros, portable};
 use crate::agent::hello::Listener;
 use crate::host::{self, HostError};
+use crate::jail::{self, Isolation, Jail, JailError};
 use crate::net::{self, Attachment, NetError, Place};
 use crate::pager::{Hints, PagerError, PagerProcess, note};
 use crate::{Engine, TapError};
+
+/// What it is restored from, as a jailed Firecracker finds it.
+const VMSTATE: &str = "vmstate";
 
 /// How often a restore is begun whose page server dies before it has the VM.
 const ATTEMPTS: u32 = 3;
@@ -111,6 +116,9 @@ pub enum RestoreError {
     /// It cannot have its network, or cannot be cut off from all.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// It cannot be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Its directory could not be made.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -208,6 +216,7 @@ async fn examine(
     config: &RestoreConfig,
 ) -> Result<Source, RestoreError> {
     check(snapshot, config)?;
+    jail::check(config.isolation, engine.programs())?;
     // Opened anew: the caller keeps its own, and this one is looked at as it is now.
     let tip = engine.snapshot(&snapshot.id().to_string())?;
     let layers: Arc<[Snapshot]> = engine.store().chain(tip)?.into();
@@ -344,6 +353,10 @@ fn prepare_in(
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
     record.write(claim.dir())?;
+    if config.isolation == Isolation::Jailed {
+        let jail = Jail::make(claim.dir(), &engine.programs().firecracker, &record.id)?;
+        record.jailed_as = Some(jail.uid());
+    }
     let network = attachment(engine, claim.dir(), &record)?;
     let console = Console::open(claim.dir()).map_err(StartError::from)?;
     let ledger = Ledger::new(claim.dir(), &record);
@@ -451,8 +464,8 @@ impl Prepared {
             }
             (None, _) => Place::Host,
         };
-        let program = &self.engine.programs().firecracker;
-        record.firecracker = Some(starting.launch(program, &record.id, &place)?);
+        let programs = self.engine.programs();
+        record.firecracker = Some(starting.launch(programs, record, &place)?);
         self.ledger.write(record)?;
         let mut crew = starting.ready().await?;
         if let Some(drives) = self.drives.take() {
@@ -460,11 +473,12 @@ impl Prepared {
         }
         let memory = memory_file(self.claim.dir(), &self.source, self.config.backend).await?;
         let (source, config, network) = (&self.source, &self.config, self.network.as_ref());
+        let state = jail::seen(self.claim.dir(), &source.tip().vmstate_path(), VMSTATE)?;
         let loaded = crew
             .guard(async |client| {
                 record.firecracker_version = Some(client.describe().await?.vmm_version);
                 record.timings.api_us = Some(micros(spawned));
-                load(client, source, config, &memory, record, network).await?;
+                load(client, source, config, (&state, &memory), record, network).await?;
                 record.timings.spawn_to_guest_us = Some(micros(spawned));
                 Ok::<(), RestoreError>(())
             })
@@ -518,7 +532,8 @@ async fn memory_file(
         return Ok(MemoryBackend::uffd(PAGER_SOCKET));
     }
     if source.layers.len() == 1 {
-        return Ok(MemoryBackend::file(source.tip().memory_path()));
+        let memory = jail::seen(dir, &source.tip().memory_path(), MERGED_MEMORY)?;
+        return Ok(MemoryBackend::file(memory));
     }
     let layers = source.layers.clone();
     let merged = dir.file(MERGED_MEMORY);
@@ -530,14 +545,18 @@ async fn memory_file(
             snapshot: source.tip().id().to_string(),
             source: e,
         })?;
-    Ok(MemoryBackend::file(merged))
+    Ok(MemoryBackend::file(jail::seen(
+        dir,
+        &merged,
+        MERGED_MEMORY,
+    )?))
 }
 
 async fn load(
     client: &Client,
     source: &Source,
     config: &RestoreConfig,
-    memory: &MemoryBackend,
+    (state, memory): (&Path, &MemoryBackend),
     record: &mut Record,
     network: Option<&Attachment>,
 ) -> Result<(), RestoreError> {
@@ -546,8 +565,7 @@ async fn load(
         compat::check_format(theirs, ours).map_err(|e| incompatible(source.tip(), e))?;
     }
     let begun = Instant::now();
-    let mut body =
-        SnapshotLoadParams::new(source.tip().vmstate_path(), memory.clone()).resume_vm(false);
+    let mut body = SnapshotLoadParams::new(state, memory.clone()).resume_vm(false);
     if config.dirty_pages == DirtyPages::Tracked {
         body = body.track_dirty_pages(true);
     }

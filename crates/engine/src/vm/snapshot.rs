@@ -26,6 +26,11 @@ use super::quiesce::Quiesce;
 use super::record::{Capturing, Record, RecordError};
 use super::state::{Ask, Refusal, State, decide};
 use super::{Vm, VmError};
+use crate::jail::{Jail, JailError};
+
+/// What is written, as a jailed Firecracker finds it.
+const STATE: &str = "vmstate.out";
+const MEMORY: &str = "memory.out";
 
 /// How much of the memory a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +116,9 @@ pub enum CaptureError {
     /// Firecracker refused, or the VM died.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// Firecracker cannot be let write out of its jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A drive could not be copied.
     #[error("cannot copy the drive {id}")]
     Drive {
@@ -294,7 +302,16 @@ impl Vm {
     ) -> Result<(), CaptureError> {
         self.pause().await?;
         let disks = copy_disks(self.dir(), &self.record, draft);
-        let (state, memory) = (draft.vmstate_path(), draft.memory_path());
+        let jail = Jail::of(self.dir())?;
+        let files = [(draft.vmstate_path(), STATE), (draft.memory_path(), MEMORY)];
+        if let Some(jail) = &jail {
+            for (file, name) in &files {
+                jail.lend(file, name)?;
+            }
+        }
+        let [state, memory] = files
+            .clone()
+            .map(|(file, name)| if jail.is_some() { name.into() } else { file });
         let body = match config.kind {
             SnapshotKind::Full => SnapshotCreateParams::full(state, memory),
             SnapshotKind::Diff => SnapshotCreateParams::diff(state, memory),
@@ -305,6 +322,11 @@ impl Vm {
                 client.create_snapshot(&body).await
             })
         );
+        if let Some(jail) = &jail {
+            for (file, name) in &files {
+                jail.take_back(file, name)?;
+            }
+        }
         written?;
         disks
     }

@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use rustix::process::Pid;
 use thiserror::Error;
 
-use super::{IdentifyError, Pidfd, Process, ProcessId};
+use super::{IdentifyError, Jailer, Pidfd, Process, ProcessId};
 use crate::model::Level;
-use crate::sys::block_sigpipe;
+use crate::sys::{block_sigpipe, leave_pid_namespace};
 
 /// A Firecracker about to be started.
 ///
@@ -24,6 +24,7 @@ pub struct Launch {
     directory: PathBuf,
     socket: PathBuf,
     arguments: Vec<OsString>,
+    jailer: Option<Jailer>,
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
@@ -46,6 +47,7 @@ impl Launch {
             directory: directory.into(),
             socket: PathBuf::from("api.sock"),
             arguments: Vec::new(),
+            jailer: None,
             stdin: Stdio::null(),
             stdout: Stdio::null(),
             stderr: Stdio::null(),
@@ -81,6 +83,14 @@ impl Launch {
         self
     }
 
+    /// Locked in: all its paths are relative to the jail's root then, and it is the first process of a new pid
+    /// namespace, where SIGTERM does not end it. That takes root.
+    #[must_use]
+    pub fn jailed(mut self, jailer: Jailer) -> Launch {
+        self.jailer = Some(jailer);
+        self
+    }
+
     /// Its standard input.
     #[must_use]
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Launch {
@@ -105,19 +115,32 @@ impl Launch {
     /// Starts it. It is not ready yet: see [`Process::ready`].
     pub fn spawn(self) -> Result<Process, SpawnError> {
         // A relative path would be looked for in the directory that Firecracker is about to work in.
-        let program = std::path::absolute(&self.program).map_err(|source| SpawnError::Start {
-            program: self.program.clone(),
-            source,
-        })?;
-        let socket = self.directory.join(&self.socket);
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|source| SpawnError::Start {
+                program: path.to_owned(),
+                source,
+            })
+        };
+        let firecracker = absolute(&self.program)?;
+        let (program, root, mut command) = match &self.jailer {
+            None => {
+                let mut command = Command::new(&firecracker);
+                command.arg("--id").arg(&self.id);
+                (firecracker, self.directory.clone(), command)
+            }
+            Some(jailer) => {
+                let program = absolute(jailer.program())?;
+                let mut command = Command::new(&program);
+                command.args(jailer.arguments(&firecracker, &self.id));
+                (program, jailer.root(&firecracker, &self.id), command)
+            }
+        };
+        let socket = root.join(&self.socket);
         // Firecracker removes its socket neither when it ends nor when it begins.
         if socket.symlink_metadata().is_ok() {
             return Err(SpawnError::SocketTaken { socket });
         }
-        let mut command = Command::new(&program);
         command
-            .arg("--id")
-            .arg(&self.id)
             .arg("--api-sock")
             .arg(&self.socket)
             .args(&self.arguments)
@@ -127,14 +150,33 @@ impl Launch {
             .stdout(self.stdout)
             .stderr(self.stderr);
         block_sigpipe(&mut command);
-        let child = command
-            .spawn()
-            .map_err(|source| SpawnError::Start { program, source })?;
+        let child = if self.jailer.is_some() {
+            spawn_apart(&mut command)
+        } else {
+            command.spawn()
+        };
+        let child = child.map_err(|source| SpawnError::Start { program, source })?;
         // From here on it is a child that only this function can lose, and its pid is its own until it is
         // waited for: no check of who has the pid is needed.
         let pid = child.id();
         hold(pid, socket).inspect_err(|_| abandon(child))
     }
+}
+
+/// Starts it as the first process of a new pid namespace. A thread that has left its own cannot come back: this takes one
+/// that ends.
+fn spawn_apart(command: &mut Command) -> io::Result<std::process::Child> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("jail".to_owned())
+            .spawn_scoped(scope, || {
+                leave_pid_namespace()?;
+                command.spawn()
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn hold(pid: u32, socket: PathBuf) -> Result<Process, SpawnError> {

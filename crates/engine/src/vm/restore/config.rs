@@ -5,6 +5,7 @@ use std::time::Duration;
 use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
+use crate::jail::Isolation;
 use crate::net::plan::Nat;
 use crate::vm::config::{Backend, DirtyPages};
 use crate::vm::record::Purpose;
@@ -42,6 +43,9 @@ pub struct RestoreConfig {
     /// What its guest is told as soon as it runs, if it has an agent; nothing if absent.
     #[serde(default = "wakes")]
     pub wake: Option<WakeConfig>,
+    /// Whether Firecracker is jailed, whatever the snapshot's was.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// What it is for.
     #[serde(skip)]
     pub(crate) purpose: Purpose,
@@ -162,6 +166,7 @@ impl RestoreConfig {
             record: Recording::default(),
             network: Network::default(),
             wake: wakes(),
+            isolation: Isolation::None,
             purpose: Purpose::default(),
             ttl: None,
         }
@@ -170,6 +175,12 @@ impl RestoreConfig {
     /// Chooses how the memory comes in.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
+        self
+    }
+
+    /// Locks Firecracker in a jail, with a user of its own. Takes root.
+    pub fn jailed(mut self) -> Self {
+        self.isolation = Isolation::Jailed;
         self
     }
 

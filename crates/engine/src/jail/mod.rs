@@ -1,0 +1,322 @@
+//! The room that a jailed Firecracker is locked in, with a user of its own.
+//!
+//! ```text
+//! vms/web1/
+//!   disks/rootfs, uffd.sock, log.fifo, …     as for any VM: root's directory, where we work
+//!   jail, api.sock, v.sock                   links into it
+//!   firecracker/ID/root/                     what Firecracker takes for `/`
+//!     disks/rootfs, uffd.sock, log.fifo, …   the same files by hard links, so the same relative paths hold
+//!     kernel, initrd, vmstate                links where others may read them, else copies
+//!     api.sock, v.sock                       Firecracker's own
+//! uids/N ─▶ web1                             which user is whose
+//! ```
+//!
+//! There is no mount to be left behind: what is in the jail goes with the VM's directory. And no name in it is trusted:
+//! Firecracker may have made it what it likes. Our files are reached by their names outside, its sockets without following
+//! a link.
+
+mod uids;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rekindle_firecracker::Jailer;
+use rekindle_store::Root;
+use rekindle_store::collect;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+
+pub use self::uids::{UIDS_VARIABLE, UidError};
+use crate::programs::{ProgramError, Programs};
+use crate::vm::config::{Access, Machine};
+use crate::vm::dir::{API_SOCKET, DISKS, Hold, VSOCK_SOCKET, VmDir};
+
+/// The link to the jail's root, relative to the VM's directory.
+pub(crate) const JAIL: &str = "jail";
+/// What a hard link is called before it takes the place of an older one.
+const NEXT: &str = ".next";
+/// How much larger than what Firecracker has to write a file of its may become.
+const SLACK: u64 = 64 << 20;
+/// How many files it may have open.
+const OPEN_FILES: u64 = 2048;
+
+/// Why a VM cannot be jailed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JailError {
+    /// Users and roots are changed by root alone.
+    #[error("only root can lock a VM in a jail; run it as root, or without --jail")]
+    NotRoot,
+    /// There is nothing to do it with.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// There is no user for it.
+    #[error(transparent)]
+    Uid(#[from] UidError),
+    /// The file system refused.
+    #[error("cannot use {path} for the jail")]
+    Io {
+        /// What was to be used.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> JailError {
+    let path = path.as_ref().to_owned();
+    |source| JailError::Io { path, source }
+}
+
+/// Whether Firecracker runs as a user of its own in a root of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// It has the rights of whoever starts it.
+    #[default]
+    None,
+    /// It is jailed.
+    Jailed,
+}
+
+/// Refuses what cannot be jailed here, before anything is made.
+pub(crate) fn check(isolation: Isolation, programs: &Programs) -> Result<(), JailError> {
+    if isolation == Isolation::None {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(JailError::NotRoot);
+    }
+    programs.jailer()?;
+    Ok(())
+}
+
+/// A VM's jail.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    root: OwnedFd,
+    path: PathBuf,
+    uid: u32,
+}
+
+impl Jail {
+    /// Makes it, with a user that nobody else has.
+    pub(crate) fn make(dir: &VmDir, firecracker: &Path, id: &str) -> Result<Jail, JailError> {
+        let inside = Jailer::new("", "", 0, 0).root(firecracker, id);
+        let path = dir.file(&inside);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path.join(DISKS))
+            .map_err(at(&path))?;
+        // Its user goes through, whatever our own umask is.
+        let disks = path.join(DISKS);
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&disks, open).map_err(at(disks))?;
+        let uid = uids::take(dir)?;
+        std::os::unix::fs::lchown(&path, Some(uid), Some(uid)).map_err(at(&path))?;
+        symlink(&inside, dir.file(JAIL)).map_err(at(dir.file(JAIL)))?;
+        for socket in [API_SOCKET, VSOCK_SOCKET] {
+            let link = dir.file(socket);
+            symlink(inside.join(socket), &link).map_err(at(link))?;
+        }
+        Jail::open(path, uid)
+    }
+
+    /// The VM's, if it has one.
+    pub(crate) fn of(dir: &VmDir) -> Result<Option<Jail>, JailError> {
+        let link = dir.file(JAIL);
+        let path = match fs::read_link(&link) {
+            Ok(inside) => dir.file(inside),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(at(link)(e)),
+        };
+        let uid = path.symlink_metadata().map_err(at(&path))?.uid();
+        Jail::open(path, uid).map(Some)
+    }
+
+    fn open(path: PathBuf, uid: u32) -> Result<Jail, JailError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty());
+        let root = root.map_err(|e| at(&path)(e.into()))?;
+        Ok(Jail { root, path, uid })
+    }
+
+    /// Whose it is.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Whether a process is locked in it. What the kernel tells as its root directory is no path out here.
+    pub(crate) fn holds(&self, pid: u32) -> bool {
+        let inside = fs::metadata(format!("/proc/{pid}/root"));
+        let root = self.path.symlink_metadata();
+        matches!((inside, root), (Ok(inside), Ok(root))
+            if inside.dev() == root.dev() && inside.ino() == root.ino())
+    }
+
+    /// What the jailer is told. What it made for a Firecracker before this one is removed.
+    pub(crate) fn jailer(
+        &self,
+        dir: &VmDir,
+        programs: &Programs,
+        machine: &Machine,
+    ) -> Result<Jailer, JailError> {
+        let leaves = Jailer::leaves(&programs.firecracker);
+        let sockets = [API_SOCKET, VSOCK_SOCKET].map(PathBuf::from);
+        for name in leaves.iter().chain(&sockets) {
+            remove_all(&self.path.join(name)).map_err(at(self.path.join(name)))?;
+        }
+        let own = |drive: &&crate::vm::config::Drive| drive.access == Access::OwnCopy;
+        let drives = machine.drives.iter().filter(own);
+        let sizes = drives.filter_map(|drive| Some(drive.source.metadata().ok()?.len()));
+        let largest = sizes.max().unwrap_or(0);
+        let memory = u64::from(machine.memory_mib) << 20;
+        Ok(
+            Jailer::new(programs.jailer()?, dir.path(), self.uid, self.uid)
+                .file_size(memory.max(largest) + SLACK)
+                .open_files(OPEN_FILES),
+        )
+    }
+
+    /// Hands in a file of the VM's own: from now on it is the jail's user's, too, by this name.
+    pub(crate) fn give(&self, file: &Path, name: &str) -> Result<(), JailError> {
+        std::os::unix::fs::lchown(file, Some(self.uid), Some(self.uid)).map_err(at(file))?;
+        self.link(file, name).map_err(at(file))
+    }
+
+    /// Shows a file that others have as well, to be read.
+    pub(crate) fn show(&self, file: &Path, name: &str) -> Result<(), JailError> {
+        let file = fs::canonicalize(file).map_err(at(file))?;
+        let may_read = file.metadata().map_err(at(&file))?.mode() & 0o004 != 0;
+        match may_read.then(|| self.link(&file, name)) {
+            Some(Ok(())) => return Ok(()),
+            // It is elsewhere, or of a kind of file system that has no hard links.
+            Some(Err(e)) if e.kind() == io::ErrorKind::CrossesDevices => {}
+            Some(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => {}
+            Some(Err(e)) => return Err(at(&file)(e)),
+            None => {}
+        }
+        self.copy(&file, name).map_err(at(&file))
+    }
+
+    /// Makes an empty file that Firecracker writes, outside and inside. [`Jail::take_back`] follows.
+    pub(crate) fn lend(&self, file: &Path, name: &str) -> Result<(), JailError> {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(file)
+            // Copies' users may read it, too; the directories around it keep all others out.
+            .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o644)))
+            .map_err(at(file))?;
+        self.give(file, name)
+    }
+
+    /// Takes a file away again that it was given or lent.
+    pub(crate) fn take_back(&self, file: &Path, name: &str) -> Result<(), JailError> {
+        self.unlink(name).map_err(at(file))?;
+        std::os::unix::fs::lchown(file, Some(0), Some(0)).map_err(at(file))
+    }
+
+    fn link(&self, file: &Path, name: &str) -> io::Result<()> {
+        let next = format!("{name}{NEXT}");
+        self.unlink(&next)?;
+        rustix::fs::linkat(CWD, file, &self.root, &*next, AtFlags::empty())?;
+        rustix::fs::renameat(&self.root, &*next, &self.root, name)?;
+        // Where both were names of one file already, the kernel has left both.
+        self.unlink(&next)
+    }
+
+    fn copy(&self, file: &Path, name: &str) -> io::Result<()> {
+        self.unlink(name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let copy = rustix::fs::openat(&self.root, name, flags | OFlags::NOFOLLOW, mode)?;
+        let mut copy = File::from(copy);
+        io::copy(&mut File::open(file)?, &mut copy)?;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
+        rustix::fs::fchown(&copy, Some(uid), Some(gid))?;
+        Ok(())
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(self.root.as_fd(), name, AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) | Ok(()) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Hands a file of the VM's directory in, if the VM is jailed.
+pub(crate) fn give(dir: &VmDir, name: &str) -> Result<(), JailError> {
+    match Jail::of(dir)? {
+        Some(jail) => jail.give(&dir.file(name), name),
+        None => Ok(()),
+    }
+}
+
+/// What Firecracker is to open, by the path by which it finds it: shown to it under this name, if the VM is jailed.
+pub(crate) fn seen(dir: &VmDir, file: &Path, name: &str) -> Result<PathBuf, JailError> {
+    match Jail::of(dir)? {
+        Some(jail) => {
+            jail.show(file, name)?;
+            Ok(name.into())
+        }
+        None => Ok(file.to_owned()),
+    }
+}
+
+/// Gives the VM's user back, if it has one. Whatever ran as that user is dead.
+pub(crate) fn give_back(dir: &VmDir) -> Result<(), JailError> {
+    Ok(uids::free(dir)?)
+}
+
+/// Removes the jail, and all that is in it.
+pub(crate) fn undo(dir: &VmDir) -> Result<(), JailError> {
+    give_back(dir)?;
+    let link = dir.file(JAIL);
+    // `firecracker/ID/root`, of which the first is nothing but the jail's.
+    let inside = fs::read_link(&link).unwrap_or_default();
+    let top = inside.components().next().map(|top| dir.file(top));
+    let links = [JAIL, API_SOCKET, VSOCK_SOCKET].map(|name| dir.file(name));
+    for path in top.into_iter().chain(links) {
+        remove_all(&path).map_err(at(&path))?;
+    }
+    Ok(())
+}
+
+/// The users, by number, that belong to no VM: somebody removed a directory by hand. Given back unless that is only to be
+/// reported.
+pub fn sweep(root: &Root, mode: collect::Mode) -> Result<Vec<String>, JailError> {
+    // Nobody makes a directory meanwhile, which comes before its user.
+    let _hold = Hold::wait(root).map_err(|e| at(root.vms())(io::Error::other(e)))?;
+    let links = uids::unused(&root.uids(), &root.vms())?;
+    for link in links.iter().filter(|_| mode == collect::Mode::Reclaim) {
+        fs::remove_file(link).map_err(at(link))?;
+    }
+    let number = |link: &PathBuf| Some(link.file_name()?.to_string_lossy().into_owned());
+    Ok(links.iter().filter_map(number).collect())
+}
+
+/// The directory of the VM whose jail holds this process.
+pub fn vm_of(root: &Root, pid: u32) -> Option<VmDir> {
+    let names = VmDir::list(root).unwrap_or_default();
+    let mut dirs = names.iter().filter_map(|name| VmDir::open(root, name).ok());
+    dirs.find(|dir| Jail::of(dir).is_ok_and(|jail| jail.is_some_and(|jail| jail.holds(pid))))
+}
+
+/// Removes whatever is there; links are removed, never followed.
+fn remove_all(path: &Path) -> io::Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
