@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// How many copies with networks are made and destroyed; 0 for none
     #[arg(long, value_name = "N", default_value_t = 1000)]
     cycles: u32,
+    /// How many kills of processes of VMs with networks at random moments; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    network_kills: u32,
     /// How many random walks through memory, beside replay and page servers that die; 0 for none
     #[arg(long, value_name = "N", default_value_t = 3000)]
     walks: u32,
@@ -57,8 +60,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     if arguments.kills > 0 {
         failed.extend(kills(workspace, arguments)?);
     }
-    if arguments.cycles > 0 {
-        failed.extend(cycles(workspace, arguments)?);
+    if arguments.cycles > 0 || arguments.network_kills > 0 {
+        failed.extend(networks(workspace, arguments)?);
     }
     if arguments.walks > 0 {
         failed.extend(walks(workspace, arguments)?);
@@ -186,15 +189,20 @@ fn kills(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>>
     stories.tell(workspace, arguments, environment)
 }
 
-fn cycles(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+fn networks(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
     let assets = assets::open(workspace)?;
     let mut environment = test::environment(workspace, &assets)?;
-    environment.push(("REKINDLE_CYCLES".into(), arguments.cycles.to_string()));
+    for (setting, count) in [
+        ("REKINDLE_CYCLES", arguments.cycles),
+        ("REKINDLE_NETWORK_KILLS", arguments.network_kills),
+    ] {
+        environment.push((setting.into(), count.to_string()));
+    }
     let stories = Stories {
-        what: "cycles of copies with networks",
+        what: "copies with networks, destroyed and killed",
         package: "rekindle-e2e",
         target: "native",
-        filter: "cycles of copies",
+        filter: "of copies with networks",
     };
     stories.tell(workspace, arguments, environment)
 }

@@ -394,7 +394,7 @@ fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
             Victim::All,
             VICTIMS[dice.up_to(6)],
         ] {
-            let mut verb = start(rekindle, n % 4 == 3)?;
+            let mut verb = start(rekindle, (n % 4 == 3).then_some(""))?;
             let path = rekindle.vm("k").join(step);
             until("the step is reached", || {
                 Ok(path.exists() || verb.try_wait()?.is_some())
@@ -408,30 +408,57 @@ fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
 
 fn random_moments(rekindle: &Rekindle) -> anyhow::Result<()> {
     a_snapshot(rekindle)?;
-    let mut dice = Dice::new();
-    for n in 0..kills() {
-        let victim = VICTIMS[dice.up_to(VICTIMS.len())];
-        let delay = Duration::from_micros(dice.up_to(150_000) as u64);
-        let boots = dice.up_to(2) == 0;
-        let mut verb = start(rekindle, boots)?;
-        std::thread::sleep(delay);
-        survives(rekindle, &mut verb, victim).with_context(|| {
-            format!(
-                "kill {n}: {victim} after {delay:?}, boots: {boots}, REKINDLE_SEED={}",
-                dice.seed()
-            )
-        })?;
-    }
-    Ok(())
+    let at = Moments {
+        times: kills(),
+        within: Duration::from_millis(150),
+        boots: "",
+    };
+    at.play(rekindle, |_| Ok(()))
 }
 
-/// Starts `k`, from a kernel or from the snapshot.
-fn start(rekindle: &Rekindle, boots: bool) -> anyhow::Result<Child> {
-    let mut verb = if boots {
-        let guest = rekindle.guest(&counter())?;
-        rekindle.command(&format!("run {guest} --name k --detach"))
-    } else {
-        rekindle.command("restore base --name k")
+/// Kills at random moments, of random processes, of VMs that are started.
+pub(crate) struct Moments<'a> {
+    /// How many.
+    pub(crate) times: u64,
+    /// How long after the start at the latest.
+    pub(crate) within: Duration,
+    /// What options are booted with. Copies have those of the snapshot `base`.
+    pub(crate) boots: &'a str,
+}
+
+impl Moments<'_> {
+    /// Starts, kills, and sees that nothing is left; `after` looks too.
+    pub(crate) fn play(
+        &self,
+        rekindle: &Rekindle,
+        after: impl Fn(&Rekindle) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut dice = Dice::new();
+        // Told at once: whoever compares afterwards may panic.
+        println!("{} kills, REKINDLE_SEED={}", self.times, dice.seed());
+        let micros = usize::try_from(self.within.as_micros())?;
+        for n in 0..self.times {
+            let victim = VICTIMS[dice.up_to(VICTIMS.len())];
+            let delay = Duration::from_micros(dice.up_to(micros) as u64);
+            let boots = dice.up_to(2) == 0;
+            let mut verb = start(rekindle, boots.then_some(self.boots))?;
+            std::thread::sleep(delay);
+            let survived = survives(rekindle, &mut verb, victim).and_then(|()| after(rekindle));
+            survived
+                .with_context(|| format!("kill {n}: {victim} after {delay:?}, boots: {boots}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts `k`, from a kernel with these options, or from the snapshot.
+fn start(rekindle: &Rekindle, boots: Option<&str>) -> anyhow::Result<Child> {
+    let mut verb = match boots {
+        Some(options) => {
+            let guest = rekindle.guest(&counter())?;
+            rekindle.command(&format!("run {guest} --name k --detach {options}"))
+        }
+        None => rekindle.command("restore base --name k"),
     };
     Ok(verb.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }

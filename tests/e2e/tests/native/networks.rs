@@ -15,6 +15,7 @@ use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
 
 use crate::bare::counter;
+use crate::kills::Moments;
 use crate::story;
 
 /// How many copies there are at a time in the story of cycles.
@@ -41,6 +42,11 @@ pub(crate) fn stories() -> Vec<Story> {
             cycles,
         )
         .within(Duration::from_secs(120 + 5 * cycle_count())),
+        story(
+            "kills of copies with networks leave the host as it was",
+            kills,
+        )
+        .within(Duration::from_secs(120 + 10 * kill_count())),
         story(
             "networks that cannot be are refused before anything is made",
             refusals,
@@ -251,6 +257,40 @@ fn cycles(rekindle: &Rekindle) -> anyhow::Result<()> {
     let now = holdings(rekindle)?;
     ensure!(now == held, "before {held:?}, now {now:?}");
     Ok(())
+}
+
+fn kill_count() -> u64 {
+    setting("REKINDLE_NETWORK_KILLS", 10)
+}
+
+/// Any process of a VM with a network is killed at any moment of its start and its life; `cargo xtask soak --network-kills N`
+/// plays more.
+fn kills(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-kills")?;
+    run(rekindle, "a", "")?;
+    rekindle.does("snapshot create a --name base")?;
+    rekindle.does("restore base --name first")?;
+    rekindle.follows("first")?.counts(3)?;
+    rekindle.does("rm --force first a")?;
+    let before = Belongings::of(rekindle.state(), "nothing-else")?;
+    let held = holdings(rekindle)?;
+    let at = Moments {
+        times: kill_count(),
+        within: Duration::from_millis(250),
+        boots: "--net nat --publish 8080:80",
+    };
+    at.play(rekindle, |rekindle| {
+        ensure!(
+            things(rekindle)? == 0,
+            "{:?}",
+            networks_of(rekindle.state())?
+        );
+        before.assert_same_within(GONE);
+        let now = holdings(rekindle)?;
+        ensure!(now == held, "before {held:?}, now {now:?}");
+        Ok(())
+    })
 }
 
 fn refusals(rekindle: &Rekindle) -> anyhow::Result<()> {
