@@ -28,7 +28,11 @@ const STARTS: [(&str, usize, &str); 2] = [
         2,
         "our own, as the page server",
     ),
-    ("crates/firecracker/src/process/launch.rs", 1, "Firecracker"),
+    (
+        "crates/firecracker/src/process/launch.rs",
+        2,
+        "Firecracker, by itself or by its jailer",
+    ),
 ];
 
 pub(super) fn check(workspace: &Workspace) -> Result<Findings> {
