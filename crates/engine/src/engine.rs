@@ -7,6 +7,7 @@ use rekindle_store::layout::RootError;
 use rekindle_store::snapshot::OpenError;
 use rekindle_store::{Root, Snapshot, Store};
 
+use crate::jail::{self, Isolation, JailError};
 use crate::programs::Programs;
 use crate::vm::boot::BootError;
 use crate::vm::config::BootConfig;
@@ -75,6 +76,11 @@ impl Engine {
     /// The programs.
     pub fn programs(&self) -> &Programs {
         &self.inner.programs
+    }
+
+    /// Refuses where VMs cannot be jailed: it takes root, and Firecracker's jailer.
+    pub fn check_jail(&self) -> Result<(), JailError> {
+        jail::check(Isolation::Jailed, self.programs())
     }
 
     /// A snapshot by name or id.

@@ -48,7 +48,7 @@ impl Gc {
         found.extend(
             jail::sweep(engine.root(), mode)?
                 .iter()
-                .map(|uid| format!("user {uid} of a jailed VM that is not there")),
+                .map(|what| format!("{what} of a jailed VM that is not there")),
         );
         if self.json {
             return output::json(&found);

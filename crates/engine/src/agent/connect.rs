@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::error::{AgentError, ConnectError};
+use crate::jail;
 use crate::vm::dir::{VSOCK_SOCKET, VmDir};
 
 /// Firecracker answers `OK `, a port of up to ten digits and a line break.
@@ -36,6 +37,7 @@ async fn call(dir: &VmDir) -> Result<UnixStream, ConnectError> {
         path: path.clone(),
         source,
     };
+    let path = jail::socket(dir, VSOCK_SOCKET).map_err(socket)?;
     let near = Near::of(&path).map_err(socket)?;
     let mut stream = UnixStream::connect(near.path()).await.map_err(socket)?;
     // In one write: Firecracker takes no line in pieces.

@@ -15,6 +15,7 @@
 //! Firecracker may have made it what it likes. Our files are reached by their names outside, its sockets without following
 //! a link.
 
+mod cgroup;
 mod uids;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -22,12 +23,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rekindle_firecracker::Jailer;
 use rekindle_store::Root;
 use rekindle_store::collect;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 
+use self::cgroup::Groups;
 pub use self::uids::{UIDS_VARIABLE, UidError};
 use crate::programs::{ProgramError, Programs};
 use crate::vm::config::{Access, Machine};
@@ -182,6 +185,16 @@ impl Jail {
         )
     }
 
+    /// Limits what whoever is locked in it may use.
+    pub(crate) fn groups(
+        &self,
+        root: &Root,
+        dir: &VmDir,
+        machine: &Machine,
+    ) -> Result<Arc<Groups>, JailError> {
+        cgroup::prepare(root, dir, machine).map(Arc::new)
+    }
+
     /// Hands in a file of the VM's own: from now on it is the jail's user's, too, by this name.
     pub(crate) fn give(&self, file: &Path, name: &str) -> Result<(), JailError> {
         std::os::unix::fs::lchown(file, Some(self.uid), Some(self.uid)).map_err(at(file))?;
@@ -258,6 +271,20 @@ pub(crate) fn give(dir: &VmDir, name: &str) -> Result<(), JailError> {
     }
 }
 
+/// Where a socket of Firecracker's is. One that was replaced by a link, which could lead to another VM's, is refused.
+pub(crate) fn socket(dir: &VmDir, name: &str) -> io::Result<PathBuf> {
+    let path = match Jail::of(dir).map_err(io::Error::other)? {
+        Some(jail) => jail.path.join(name),
+        None => dir.file(name),
+    };
+    match path.symlink_metadata()?.file_type().is_symlink() {
+        true => Err(io::Error::other(
+            "it is a link, which Firecracker does not make",
+        )),
+        false => Ok(path),
+    }
+}
+
 /// What Firecracker is to open, by the path by which it finds it: shown to it under this name, if the VM is jailed.
 pub(crate) fn seen(dir: &VmDir, file: &Path, name: &str) -> Result<PathBuf, JailError> {
     match Jail::of(dir)? {
@@ -269,14 +296,16 @@ pub(crate) fn seen(dir: &VmDir, file: &Path, name: &str) -> Result<PathBuf, Jail
     }
 }
 
-/// Gives the VM's user back, if it has one. Whatever ran as that user is dead.
-pub(crate) fn give_back(dir: &VmDir) -> Result<(), JailError> {
+/// Removes what there is of the jail outside the VM's directory: control groups, and that the user is taken. Whatever was in
+/// it is dead.
+pub(crate) fn give_back(dir: &VmDir, hold: &Hold) -> Result<(), JailError> {
+    cgroup::release(dir, hold)?;
     Ok(uids::free(dir)?)
 }
 
 /// Removes the jail, and all that is in it.
-pub(crate) fn undo(dir: &VmDir) -> Result<(), JailError> {
-    give_back(dir)?;
+pub(crate) fn undo(dir: &VmDir, hold: &Hold) -> Result<(), JailError> {
+    give_back(dir, hold)?;
     let link = dir.file(JAIL);
     // `firecracker/ID/root`, of which the first is nothing but the jail's.
     let inside = fs::read_link(&link).unwrap_or_default();
@@ -288,17 +317,30 @@ pub(crate) fn undo(dir: &VmDir) -> Result<(), JailError> {
     Ok(())
 }
 
-/// The users, by number, that belong to no VM: somebody removed a directory by hand. Given back unless that is only to be
-/// reported.
+/// The users and control groups that belong to no VM: somebody removed a directory by hand. Given back unless that is only
+/// to be reported.
 pub fn sweep(root: &Root, mode: collect::Mode) -> Result<Vec<String>, JailError> {
     // Nobody makes a directory meanwhile, which comes before its user.
     let _hold = Hold::wait(root).map_err(|e| at(root.vms())(io::Error::other(e)))?;
-    let links = uids::unused(&root.uids(), &root.vms())?;
-    for link in links.iter().filter(|_| mode == collect::Mode::Reclaim) {
-        fs::remove_file(link).map_err(at(link))?;
+    let users = uids::unused(&root.uids(), &root.vms())?;
+    let groups = cgroup::unused(root)?;
+    if mode == collect::Mode::Reclaim {
+        for link in &users {
+            fs::remove_file(link).map_err(at(link))?;
+        }
+        groups.iter().try_for_each(|group| cgroup::remove(group))?;
     }
-    let number = |link: &PathBuf| Some(link.file_name()?.to_string_lossy().into_owned());
-    Ok(links.iter().filter_map(number).collect())
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let users = users.iter().map(|link| format!("user {}", name(link)));
+    let groups = groups
+        .iter()
+        .map(|group| format!("control group {}", group.display()));
+    Ok(users.chain(groups).collect())
 }
 
 /// The directory of the VM whose jail holds this process.

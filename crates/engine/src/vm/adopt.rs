@@ -19,7 +19,7 @@ use super::wake::Environment;
 use super::{Parts, Vm, VmError};
 use crate::Engine;
 use crate::agent::hello::Listener;
-use crate::jail::Jail;
+use crate::jail::{self, Jail};
 use crate::net::Attachment;
 use crate::pager::{PagerProcess, has_state};
 use rekindle_store::Lease;
@@ -131,8 +131,10 @@ async fn crew_of(
         Some(_) if !has_state(dir) => return Ok(None),
         Some(_) => Some(None),
     };
-    let firecracker = Process::adopt(id.clone(), dir.file(API_SOCKET))
-        .map_err(|e| AdoptError::Watch(e.source))?;
+    let socket =
+        jail::socket(dir, API_SOCKET).map_err(|e| DirError::io(dir.file(API_SOCKET), e))?;
+    let firecracker =
+        Process::adopt(id.clone(), socket).map_err(|e| AdoptError::Watch(e.source))?;
     let relay = match pager {
         None => None,
         Some(pager) => {

@@ -24,7 +24,7 @@ use super::config::{
 use super::console::Console;
 use super::crew::{Lost, Starting};
 use super::dir::{DirError, VSOCK_SOCKET, VmDir, disk_path};
-use super::launch::StartError;
+use super::launch::{StartError, with_last_words};
 use super::rebuild::{self, BootedError};
 use super::record::{
     GuestAgent, Ledger, Origin, Purpose, RECORD_VERSION, Record, RecordError, Timings,
@@ -159,10 +159,13 @@ async fn assemble(engine: &Engine, claim: Claim, mut config: BootConfig) -> Resu
     let mut starting = Starting::new(claim.dir(), None);
     let spawned = Instant::now();
     let place = network.as_ref().map_or(Place::Host, Place::Attached);
-    record.firecracker = Some(starting.launch(engine.programs(), &record, &place)?);
+    record.firecracker = Some(starting.launch(engine, &record, &place)?);
     ledger.write(&mut record)?;
     let booted = booted(kernel, initrd, config.boot_args.clone());
-    let mut crew = starting.ready().await?;
+    let mut crew = match starting.ready().await {
+        Ok(crew) => crew,
+        Err(failure) => return Err(with_last_words(failure, &mut console).await.into()),
+    };
     drives.ready().await?;
     record.boot = booted.await?;
     if let Some(network) = &network {

@@ -109,7 +109,16 @@ impl Console {
 
     /// The last lines of Firecracker's log.
     pub(crate) fn last_log_lines(&self, lines: usize) -> Vec<String> {
-        let bytes = tail(&self.dir.file(LOG), TAIL_BYTES).unwrap_or_default();
+        self.last_lines(LOG, lines)
+    }
+
+    /// The last lines that were said on the guest's serial port, or before there was a guest.
+    pub(crate) fn last_output_lines(&self, lines: usize) -> Vec<String> {
+        self.last_lines(SERIAL, lines)
+    }
+
+    fn last_lines(&self, file: &str, lines: usize) -> Vec<String> {
+        let bytes = tail(&self.dir.file(file), TAIL_BYTES).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..]

@@ -20,9 +20,9 @@ use super::reaped::exit_of;
 use super::record::Record;
 use super::relay::{Means, Relay, Verdict};
 use super::state::Why;
+use crate::Engine;
 use crate::net::Place;
 use crate::pager::{PagerProcess, has_state, kill_reason};
-use crate::programs::Programs;
 
 /// How long a process whose connection broke may take to be seen dead itself.
 const DEATH_PATIENCE: Duration = Duration::from_millis(20);
@@ -228,11 +228,11 @@ impl Starting {
     /// Starts Firecracker, and tells who it is.
     pub(crate) fn launch(
         &mut self,
-        programs: &Programs,
+        engine: &Engine,
         record: &Record,
         place: &Place<'_>,
     ) -> Result<ProcessId, StartError> {
-        launch::start(programs, &self.dir, record, place, &mut self.firecracker)?;
+        launch::start(engine, &self.dir, record, place, &mut self.firecracker)?;
         let process = self.firecracker.as_ref().expect("it was started");
         Ok(process.id().clone())
     }

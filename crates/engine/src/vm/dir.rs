@@ -12,6 +12,7 @@
 //!   pager.json      what the page server did, written when it ends
 //!   pager.state     what it does, and what its successor needs if it dies
 //!   net.json        what of its network is on the host; absent when nothing is
+//!   cgroups         its control groups on the host; absent when there are none
 //!   jail            the link to its jail, which is in here as well (the engine's `jail`); absent without one
 //! ```
 //!
@@ -263,9 +264,9 @@ impl VmDir {
 
     /// Removes what the VM has of a network on the host, then the directory and all that is in it. Links are removed,
     /// never followed. Whoever wants to own it waits for the hold; nothing is made in it meanwhile.
-    pub fn remove(&self, _hold: &Hold) -> Result<(), DirError> {
+    pub fn remove(&self, hold: &Hold) -> Result<(), DirError> {
         self.undo_network()?;
-        jail::give_back(self).map_err(|e| self.jail_error(e))?;
+        jail::give_back(self, hold).map_err(|e| self.jail_error(e))?;
         match std::fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DirError::io(&self.path, e)),
             _ => Ok(()),
@@ -282,7 +283,8 @@ impl VmDir {
 
     /// Removes its jail, and gives the user back.
     pub(crate) fn undo_jail(&self) -> Result<(), DirError> {
-        jail::undo(self).map_err(|e| self.jail_error(e))
+        let hold = self.hold()?;
+        jail::undo(self, &hold).map_err(|e| self.jail_error(e))
     }
 
     fn jail_error(&self, source: JailError) -> DirError {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_firecracker::model::Level;
@@ -13,10 +14,10 @@ use tokio::runtime::Handle;
 use super::console::{Console, ConsoleError};
 use super::dir::{API_SOCKET, LOG_FIFO, METRICS_FIFO, PAGER_SOCKET, VSOCK_SOCKET, VmDir};
 use super::record::Record;
+use crate::Engine;
 use crate::agent::hello;
 use crate::jail::{Jail, JailError};
 use crate::net::{NetError, Place};
-use crate::programs::Programs;
 
 /// How long Firecracker may take until its API answers.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +37,14 @@ pub enum StartError {
     /// Its jail could not be made.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// It, or its jailer, ended before that.
+    #[error("firecracker ended before its API answered ({exit}){}", said_last(.said))]
+    Died {
+        /// How it ended.
+        exit: String,
+        /// What it said last.
+        said: Vec<String>,
+    },
     /// Its API never answered.
     #[error("firecracker did not get ready")]
     Ready(#[from] ReadyError),
@@ -59,16 +68,23 @@ pub enum StartError {
 /// Starts it in its place, in its jail if it has one, and puts it into `started`, also if something fails after that. It
 /// carries the VM's id as its `--id`, so that it can be found even if nobody wrote its pid down.
 pub(crate) fn start(
-    programs: &Programs,
+    engine: &Engine,
     dir: &VmDir,
     record: &Record,
     place: &Place<'_>,
     started: &mut Option<Process>,
 ) -> Result<(), StartError> {
     let jail = Jail::of(dir)?;
+    let programs = engine.programs();
     let firecracker = Launch::new(&programs.firecracker, &record.id, dir.path());
-    let firecracker = match jail {
-        Some(jail) => firecracker.jailed(jail.jailer(dir, programs, &record.machine)?),
+    let mut limited = None;
+    let firecracker = match &jail {
+        Some(jail) => {
+            let jailer = jail.jailer(dir, programs, &record.machine)?;
+            let groups = jail.groups(engine.root(), dir, &record.machine)?;
+            limited = Some(Arc::clone(&groups));
+            firecracker.jailed(jailer, move || groups.enter())
+        }
         None => {
             clear_sockets(dir)?;
             firecracker
@@ -89,6 +105,9 @@ pub(crate) fn start(
         *started = Some(firecracker.spawn()?);
         Ok::<(), SpawnError>(())
     })??;
+    if let (Some(groups), Some(process)) = (limited, started) {
+        groups.take(process.id().pid)?;
+    }
     Ok(())
 }
 
@@ -104,6 +123,28 @@ fn clear_sockets(dir: &VmDir) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// The same failure, with what Firecracker or its jailer said where its guest's output goes.
+pub(crate) async fn with_last_words(failure: StartError, console: &mut Console) -> StartError {
+    match failure {
+        StartError::Ready(ReadyError::Died { exit }) => {
+            console.finish().await;
+            StartError::Died {
+                exit: exit.to_string(),
+                said: console.last_output_lines(super::LOG_LINES),
+            }
+        }
+        other => other,
+    }
+}
+
+/// As the end of an error.
+fn said_last(said: &[String]) -> String {
+    match said {
+        [] => String::new(),
+        lines => format!("; it said:\n  {}", lines.join("\n  ")),
+    }
 }
 
 /// Firecracker removes none of its sockets.

@@ -31,7 +31,7 @@ use super::config::{Backend, DirtyPages, Pages};
 use super::console::Console;
 use super::crew::{Crew, Lost, Starting};
 use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
-use super::launch::StartError;
+use super::launch::{StartError, with_last_words};
 pub use super::portable::policy;
 use super::record::{GuestAgent, Ledger, Origin, Record, RecordError};
 use super::relay::Means;
@@ -464,10 +464,12 @@ impl Prepared {
             }
             (None, _) => Place::Host,
         };
-        let programs = self.engine.programs();
-        record.firecracker = Some(starting.launch(programs, record, &place)?);
+        record.firecracker = Some(starting.launch(&self.engine, record, &place)?);
         self.ledger.write(record)?;
-        let mut crew = starting.ready().await?;
+        let mut crew = match starting.ready().await {
+            Ok(crew) => crew,
+            Err(failure) => return Err(with_last_words(failure, &mut self.console).await.into()),
+        };
         if let Some(drives) = self.drives.take() {
             drives.ready().await?;
         }

@@ -1,6 +1,7 @@
 //! Starting Firecracker.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,10 +25,24 @@ pub struct Launch {
     directory: PathBuf,
     socket: PathBuf,
     arguments: Vec<OsString>,
-    jailer: Option<Jailer>,
+    jail: Option<Jail>,
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
+}
+
+#[derive(Debug)]
+struct Jail {
+    jailer: Jailer,
+    enter: Enter,
+}
+
+struct Enter(Box<dyn FnOnce() -> io::Result<()> + Send>);
+
+impl fmt::Debug for Enter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Enter")
+    }
 }
 
 impl Launch {
@@ -47,7 +62,7 @@ impl Launch {
             directory: directory.into(),
             socket: PathBuf::from("api.sock"),
             arguments: Vec::new(),
-            jailer: None,
+            jail: None,
             stdin: Stdio::null(),
             stdout: Stdio::null(),
             stderr: Stdio::null(),
@@ -85,9 +100,19 @@ impl Launch {
 
     /// Locked in: all its paths are relative to the jail's root then, and it is the first process of a new pid
     /// namespace, where SIGTERM does not end it. That takes root.
+    ///
+    /// `enter` runs first, on the thread that starts it and then ends: whatever that thread joins, such as a control
+    /// group, the new process is in from its beginning.
     #[must_use]
-    pub fn jailed(mut self, jailer: Jailer) -> Launch {
-        self.jailer = Some(jailer);
+    pub fn jailed(
+        mut self,
+        jailer: Jailer,
+        enter: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Launch {
+        self.jail = Some(Jail {
+            jailer,
+            enter: Enter(Box::new(enter)),
+        });
         self
     }
 
@@ -122,13 +147,13 @@ impl Launch {
             })
         };
         let firecracker = absolute(&self.program)?;
-        let (program, root, mut command) = match &self.jailer {
+        let (program, root, mut command) = match &self.jail {
             None => {
                 let mut command = Command::new(&firecracker);
                 command.arg("--id").arg(&self.id);
                 (firecracker, self.directory.clone(), command)
             }
-            Some(jailer) => {
+            Some(Jail { jailer, .. }) => {
                 let program = absolute(jailer.program())?;
                 let mut command = Command::new(&program);
                 command.args(jailer.arguments(&firecracker, &self.id));
@@ -150,10 +175,9 @@ impl Launch {
             .stdout(self.stdout)
             .stderr(self.stderr);
         block_sigpipe(&mut command);
-        let child = if self.jailer.is_some() {
-            spawn_apart(&mut command)
-        } else {
-            command.spawn()
+        let child = match self.jail {
+            Some(jail) => spawn_apart(&mut command, jail.enter),
+            None => command.spawn(),
         };
         let child = child.map_err(|source| SpawnError::Start { program, source })?;
         // From here on it is a child that only this function can lose, and its pid is its own until it is
@@ -165,11 +189,12 @@ impl Launch {
 
 /// Starts it as the first process of a new pid namespace. A thread that has left its own cannot come back: this takes one
 /// that ends.
-fn spawn_apart(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn_apart(command: &mut Command, enter: Enter) -> io::Result<std::process::Child> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("jail".to_owned())
             .spawn_scoped(scope, || {
+                (enter.0)()?;
                 leave_pid_namespace()?;
                 command.spawn()
             })?;

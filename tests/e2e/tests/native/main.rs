@@ -12,6 +12,7 @@ mod host;
 mod huge;
 mod images;
 mod input;
+mod jail;
 mod kills;
 mod library;
 mod life;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         agent::stories(),
         library::stories(),
         networks::stories(),
+        jail::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }

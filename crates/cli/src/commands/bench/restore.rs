@@ -43,6 +43,7 @@ struct Table {
     floor: StepSamples,
     uffd: StepSamples,
     file: StepSamples,
+    jailed: StepSamples,
     command: Samples,
     keeper_kib: Samples,
     monitor_kib: Samples,
@@ -66,11 +67,17 @@ struct Report {
     floor: StepSummary,
     library_uffd: StepSummary,
     library_file: StepSummary,
+    /// With a jail; absent where there can be none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    library_jailed: Option<StepSummary>,
     command: Summary,
     /// Median of the library's total divided by the floor's.
     library_over_floor: f64,
     /// Median of the library's total with the File backend divided by that with UFFD.
     file_over_uffd: f64,
+    /// Median of the whole call with a jail less that without, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jail_adds_us: Option<f64>,
     /// Median of the command's time less the library's, in microseconds.
     command_less_library_us: f64,
     /// Median `Private_Dirty` of each of our processes right after the restore.
@@ -116,6 +123,7 @@ struct Round {
     floor: Steps,
     uffd: Steps,
     file: Steps,
+    jailed: Option<Steps>,
     command: f64,
     memory: PrivateDirty,
     client_call: f64,
@@ -127,14 +135,23 @@ async fn one_round(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<R
     let dir = tempdir(engine)?;
     let floor = floor::restore(&programs.firecracker, &programs.rekindle, snapshot, &dir);
     std::fs::remove_dir_all(&dir)?;
-    let uffd = library(engine, snapshot, Backend::Uffd, round).await?;
-    let file = library(engine, snapshot, Backend::File, round).await?;
+    let config = || -> Result<RestoreConfig> {
+        let name = format!("bench-{}-{round}", std::process::id()).parse()?;
+        Ok(RestoreConfig::new(name))
+    };
+    let uffd = library(engine, snapshot, config()?).await?;
+    let file = library(engine, snapshot, config()?.backend(Backend::File)).await?;
+    let jailed = match engine.check_jail() {
+        Ok(()) => Some(library(engine, snapshot, config()?.jailed()).await?),
+        Err(_) => None,
+    };
     let (command, memory) = person(engine, snapshot, round)?;
     let (client_call, raw_call) = calls(engine, snapshot, round).await?;
     Ok(Round {
         floor: floor?,
         uffd,
         file,
+        jailed,
         command,
         client_call,
         raw_call,
@@ -152,14 +169,7 @@ fn tempdir(engine: &Engine) -> Result<std::path::PathBuf> {
 }
 
 /// What a program that links the library sees. The page server gets the same head start as the floor's.
-async fn library(
-    engine: &Engine,
-    snapshot: &Snapshot,
-    backend: Backend,
-    round: u32,
-) -> Result<Steps> {
-    let name = format!("bench-{}-{round}", std::process::id()).parse()?;
-    let config = RestoreConfig::new(name).backend(backend);
+async fn library(engine: &Engine, snapshot: &Snapshot, config: RestoreConfig) -> Result<Steps> {
     let begun = Instant::now();
     let prepared = engine.prepare(snapshot, config).await?;
     let preparing = micros(begun);
@@ -237,6 +247,9 @@ impl Table {
         self.floor.add(round.floor);
         self.uffd.add(round.uffd);
         self.file.add(round.file);
+        if let Some(jailed) = round.jailed {
+            self.jailed.add(jailed);
+        }
         self.command.push(round.command);
         self.keeper_kib.push(round.memory.keeper);
         self.monitor_kib.push(round.memory.monitor);
@@ -251,6 +264,9 @@ impl Table {
             floor: self.floor.summary(),
             library_uffd: self.uffd.summary(),
             library_file: self.file.summary(),
+            library_jailed: (self.jailed.call.len() > 0).then(|| self.jailed.summary()),
+            jail_adds_us: (self.jailed.call.len() > 0)
+                .then(|| self.jailed.call.difference(&self.uffd.call)),
             command: self.command.summary(),
             library_over_floor: self.uffd.total.ratio(&self.floor.total),
             file_over_uffd: self.file.total.ratio(&self.uffd.total),
@@ -298,6 +314,22 @@ impl Report {
         };
         let none = String::new;
         output::line(format!("{} rounds, p50 / p99 in ms", self.rounds))?;
+        let mut rows = vec![
+            row("floor (raw, uffd)", &self.floor),
+            row("library, uffd", &self.library_uffd),
+            row("library, file", &self.library_file),
+        ];
+        if let Some(jailed) = &self.library_jailed {
+            rows.push(row("library, uffd, jailed", jailed));
+        }
+        rows.push([
+            "rekindle restore".to_owned(),
+            none(),
+            none(),
+            none(),
+            none(),
+            cell(self.command),
+        ]);
         output::table(
             [
                 "",
@@ -307,19 +339,7 @@ impl Report {
                 "SPAWN TO GUEST",
                 "WHOLE CALL",
             ],
-            &[
-                row("floor (raw, uffd)", &self.floor),
-                row("library, uffd", &self.library_uffd),
-                row("library, file", &self.library_file),
-                [
-                    "rekindle restore".to_owned(),
-                    none(),
-                    none(),
-                    none(),
-                    none(),
-                    cell(self.command),
-                ],
-            ],
+            &rows,
         )?;
         output::line(format!(
             "library / floor          {:.3}",
@@ -329,6 +349,9 @@ impl Report {
             "file / uffd              {:.3}",
             self.file_over_uffd
         ))?;
+        if let Some(adds) = self.jail_adds_us {
+            output::line(format!("jailed - not jailed      {:.2} ms", adds / 1000.0))?;
+        }
         output::line(format!(
             "command - library        {:.2} ms",
             self.command_less_library_us / 1000.0
