@@ -6,6 +6,7 @@ mod copies;
 mod disks;
 mod exec;
 mod images;
+mod jail;
 mod lineage;
 mod marks;
 mod networks;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         waking::stories(),
         copies::stories(),
         networks::stories(),
+        jail::stories(),
     ];
     run(stories.into_iter().flatten().collect())
 }
