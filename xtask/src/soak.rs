@@ -23,6 +23,9 @@ pub(crate) struct Arguments {
     /// How many kills of processes of VMs with networks at random moments; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100)]
     network_kills: u32,
+    /// How many copies are restored from an object store over a bad line; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    remote_restores: u32,
     /// How many random walks through memory, beside replay and page servers that die; 0 for none
     #[arg(long, value_name = "N", default_value_t = 3000)]
     walks: u32,
@@ -62,6 +65,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     }
     if arguments.cycles > 0 || arguments.network_kills > 0 {
         failed.extend(networks(workspace, arguments)?);
+    }
+    if arguments.remote_restores > 0 {
+        failed.extend(remote_restores(workspace, arguments)?);
     }
     if arguments.walks > 0 {
         failed.extend(walks(workspace, arguments)?);
@@ -203,6 +209,20 @@ fn networks(workspace: &Workspace, arguments: &Arguments) -> Result<Option<Strin
         package: "rekindle-e2e",
         target: "native",
         filter: "of copies with networks",
+    };
+    stories.tell(workspace, arguments, environment)
+}
+
+fn remote_restores(workspace: &Workspace, arguments: &Arguments) -> Result<Option<String>> {
+    let assets = assets::open(workspace)?;
+    let mut environment = test::environment(workspace, &assets)?;
+    let restores = arguments.remote_restores.to_string();
+    environment.push(("REKINDLE_REMOTE_RESTORES".into(), restores));
+    let stories = Stories {
+        what: "restores over a bad line",
+        package: "rekindle-e2e",
+        target: "native",
+        filter: "restores over a bad line",
     };
     stories.tell(workspace, arguments, environment)
 }

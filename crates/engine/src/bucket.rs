@@ -21,6 +21,7 @@ pub use url::{Location, Scheme, UrlError};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -30,8 +31,11 @@ use object_store::{
     ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
     RetryConfig,
 };
+use rekindle_store::Root;
+use rekindle_store::file::FileError;
+use rekindle_store::packed::{Cache, Directory, Object, ObjectError, Objects, Put, Repository};
+use rekindle_store::unit::ByteSize;
 // For its TLS alone, by a feature that object_store leaves to others.
-use rekindle_store::packed::{Object, ObjectError, Objects, Put, Repository};
 use reqwest as _;
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
@@ -80,8 +84,16 @@ pub enum PlaceError {
 /// # Errors
 /// A [`PlaceError`].
 pub fn repository(location: &Location, patience: Patience) -> Result<Repository, PlaceError> {
+    Ok(Repository::of(objects(location, patience)?))
+}
+
+/// What the repository at a URL is made of. As [`repository`] otherwise.
+///
+/// # Errors
+/// A [`PlaceError`].
+pub fn objects(location: &Location, patience: Patience) -> Result<Box<dyn Objects>, PlaceError> {
     match location {
-        Location::Directory(path) => Ok(Repository::directory(path)),
+        Location::Directory(path) => Ok(Box::new(Directory::at(path))),
         Location::Bucket {
             scheme,
             bucket,
@@ -89,7 +101,30 @@ pub fn repository(location: &Location, patience: Patience) -> Result<Repository,
         } => {
             let url = location.to_string();
             let bucket = Bucket::open(*scheme, bucket, prefix.clone(), url, patience)?;
-            Ok(Repository::of(Box::new(bucket)))
+            Ok(Box::new(bucket))
+        }
+    }
+}
+
+/// As [`objects`], for a page server.
+///
+/// # Errors
+/// If the URL is none, and a [`PlaceError`].
+pub fn open(url: &str, patience: Duration) -> rekindle_pager::Opened {
+    Ok(objects(&url.parse()?, Patience::of(patience))?)
+}
+
+/// Where under a state directory what is fetched stays, of which it may have about so many MiB; what is in a directory need
+/// not.
+///
+/// # Errors
+/// If the cache cannot be made.
+pub fn cache(root: &Root, location: &Location, mib: u64) -> Result<Option<Cache>, FileError> {
+    match location {
+        Location::Directory(_) => Ok(None),
+        Location::Bucket { .. } => {
+            let limit = ByteSize::new(mib.saturating_mul(1 << 20));
+            Ok(Some(Cache::open(root, limit)?))
         }
     }
 }

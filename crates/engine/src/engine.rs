@@ -9,6 +9,7 @@ use rekindle_store::{Root, Snapshot, Store};
 
 use crate::jail::{self, Isolation, JailError};
 use crate::programs::Programs;
+use crate::remote::Remote;
 use crate::vm::boot::BootError;
 use crate::vm::config::BootConfig;
 use crate::vm::rehearse::{RehearseConfig, RehearseError, Rehearsed};
@@ -100,6 +101,16 @@ impl Engine {
         config: RestoreConfig,
     ) -> Result<Vm, RestoreError> {
         restore::restore(self, snapshot, config).await
+    }
+
+    /// Restores a copy of a snapshot that stays in its repository: it runs once the small parts and the disks are here,
+    /// and its memory is fetched as it is wanted.
+    pub async fn restore_remote(
+        &self,
+        remote: Remote,
+        config: RestoreConfig,
+    ) -> Result<Vm, RestoreError> {
+        restore::restore_remote(self, remote, config).await
     }
 
     /// Runs a throw-away copy of a snapshot for a moment, so that the copies that follow have their memory earlier.

@@ -4,7 +4,6 @@
 
 pub mod agent;
 pub mod bucket;
-mod causes;
 mod drives;
 mod engine;
 pub mod host;
@@ -13,6 +12,7 @@ pub mod jail;
 pub mod net;
 mod pager;
 pub mod programs;
+pub mod remote;
 pub mod vm;
 
 pub use drives::DriveError;

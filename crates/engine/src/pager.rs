@@ -17,7 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use rekindle_firecracker::{IdentifyError, Pidfd, ProcessId};
-use rekindle_pager::Ended;
+use rekindle_pager::{Ended, PackedSource, Prefetch};
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
@@ -82,6 +82,42 @@ pub enum PagerError {
     },
 }
 
+/// What a page server fills a guest's memory from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Memory<'a> {
+    /// The snapshot in this directory of the store.
+    Snapshot(&'a Path),
+    /// Chunks of a repository.
+    Packed(&'a PackedSource),
+}
+
+impl Memory<'_> {
+    fn args(self) -> Vec<OsString> {
+        match self {
+            Memory::Snapshot(dir) => vec!["--snapshot".into(), dir.into()],
+            Memory::Packed(source) => {
+                let mut args: Vec<OsString> = vec![
+                    "--packed".into(),
+                    (&source.outline).into(),
+                    "--from".into(),
+                    (&source.place).into(),
+                    "--patience".into(),
+                    format!("{}s", source.patience.as_secs().max(1)).into(),
+                    "--cache".into(),
+                    (source.cache_bytes >> 20).to_string().into(),
+                ];
+                if let Some(root) = &source.root {
+                    args.extend(["--cache-of".into(), root.into()]);
+                }
+                if source.prefetch == Prefetch::All {
+                    args.extend(["--prefetch".into(), "all".into()]);
+                }
+                args
+            }
+        }
+    }
+}
+
 /// What a page server uses beside the memory to be faster.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hints<'a> {
@@ -119,12 +155,12 @@ pub(crate) struct Epitaph {
 }
 
 impl PagerProcess {
-    /// Starts one in the VM's directory, for the memory of the snapshot in `snapshot`.
+    /// Starts one in the VM's directory.
     pub(crate) fn start(
         program: &Path,
         dir: &VmDir,
         vm_id: &str,
-        snapshot: &Path,
+        memory: Memory<'_>,
         hints: Hints<'_>,
     ) -> Result<PagerProcess, PagerError> {
         check_room(dir)?;
@@ -134,8 +170,7 @@ impl PagerProcess {
         command
             .arg("pager")
             .args(["--socket", PAGER_SOCKET, "--inherited"])
-            .arg("--snapshot")
-            .arg(snapshot)
+            .args(memory.args())
             .args(["--stats", PAGER_STATS])
             .args(hints.args());
         spawn(command, dir, vm_id, listener.into())

@@ -19,6 +19,7 @@ use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
 
+use crate::packed::OpenPlace;
 use crate::source::{Backing, SourceError};
 use crate::state::{Count, State, StateError};
 use crate::sys::Uffd;
@@ -41,6 +42,8 @@ pub struct Adoption {
     pub state: PathBuf,
     /// The VM's userfaultfd, where somebody with the right to has taken it; else it is taken here.
     pub descriptor: Option<OwnedFd>,
+    /// The way to the repository of a packed memory.
+    pub open_place: Option<OpenPlace>,
     /// What to do with a page server that lives.
     pub living: Living,
 }
@@ -61,6 +64,7 @@ impl Adoption {
             vm,
             state,
             descriptor: None,
+            open_place: None,
             living: Living::Respect,
         }
     }
@@ -170,6 +174,7 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
         vm: pid,
         state: path,
         descriptor,
+        open_place,
         living,
     } = adoption;
     let state = State::open(&path)?;
@@ -187,7 +192,7 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
     };
     let uffd = Uffd::adopt(descriptor).map_err(|_| AdoptError::NotAUserfaultfd)?;
     // Before anything is ended: without it there is nothing to serve.
-    let backing = Backing::open(&state.saved().source)?;
+    let backing = Backing::open(&state.saved().source, open_place)?;
     if backing.bytes() != state.regions().bytes() {
         return Err(AdoptError::OtherMemory { state: path });
     }

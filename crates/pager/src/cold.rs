@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   server ── Job ──► queue ──► a few threads, blocked in pread
-//!      ◄── eventfd, Done ───────────┘
+//!      ◄── eventfd, Done ───────────┤
+//!      ◄── eventfd, Done ── fetched ┘ what is packed and not on this host (`far.rs`)
 //! ```
 //!
 //! The threads are started when the first page turns out to be on the disk; mostly that is never.
@@ -15,10 +16,11 @@ use std::thread;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::far::Haste;
 use crate::source::Backing;
-use crate::stats::BadPage;
+use crate::stats::KillReason;
 use crate::trace::Kind;
-use crate::unit::{MemoryOffset, PageRun, index};
+use crate::unit::{MemoryOffset, PageRun};
 
 /// As many reads are under way at once.
 const THREADS: usize = 4;
@@ -37,7 +39,7 @@ pub(crate) struct Job {
 pub(crate) struct Done {
     pub(crate) run: PageRun,
     pub(crate) kind: Kind,
-    pub(crate) bytes: Result<Vec<u8>, BadPage>,
+    pub(crate) bytes: Result<Vec<u8>, KillReason>,
 }
 
 /// The threads.
@@ -101,7 +103,12 @@ impl AsFd for Readers {
     }
 }
 
-fn read_all(backing: &Backing, queue: &Mutex<Receiver<Job>>, out: &Sender<Done>, wake: &OwnedFd) {
+fn read_all(
+    backing: &Backing,
+    queue: &Mutex<Receiver<Job>>,
+    out: &Sender<Done>,
+    wake: &Arc<OwnedFd>,
+) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job {
@@ -113,11 +120,15 @@ fn read_all(backing: &Backing, queue: &Mutex<Receiver<Job>>, out: &Sender<Done>,
         else {
             return;
         };
-        let mut buffer = vec![0; index(bytes)];
-        let bytes = backing.read(offset, &mut buffer).map(|()| buffer);
-        if out.send(Done { run, kind, bytes }).is_err() {
-            return;
-        }
-        let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+        let haste = match kind {
+            Kind::Demand => Haste::Urgent,
+            _ => Haste::Later,
+        };
+        let (out, wake) = (out.clone(), Arc::clone(wake));
+        backing.fetch(offset, bytes, haste, move |bytes| {
+            // Once the server has ended nobody wants it.
+            let _ = out.send(Done { run, kind, bytes });
+            let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
+        });
     }
 }

@@ -30,10 +30,14 @@ mod backoff;
 pub mod baseline;
 mod bits;
 mod cold;
+mod far;
 mod handshake;
 mod histogram;
+mod layer;
 mod live;
+mod packed;
 mod prefetch;
+mod recent;
 mod record;
 mod region;
 mod server;
@@ -59,6 +63,7 @@ use std::time::Duration;
 pub use adopt::{AdoptError, Adoption, Living, living_server_of, server_of, take_descriptor};
 pub use handshake::{HandshakeError, parse as parse_handshake};
 pub use live::Live;
+pub use packed::{OpenPlace, Opened, PackedError, PackedSource, Prefetch};
 pub use region::{Region, RegionError, RegionMap};
 pub use socket::{ListenError, Socket};
 pub use source::{Source, SourceError};
@@ -93,6 +98,8 @@ pub struct Options {
     pub record: Option<PathBuf>,
     /// Where to keep what a successor needs, from the handshake on.
     pub state: Option<PathBuf>,
+    /// The way to the repository of a [`Source::Packed`].
+    pub open_place: Option<OpenPlace>,
     /// Who looks after the VM if this page server fails.
     pub failing: Failing,
     /// How long to wait for Firecracker to connect and speak; for ever unless set.
@@ -119,6 +126,7 @@ impl Options {
             replay: None,
             record: None,
             state: None,
+            open_place: None,
             failing: Failing::default(),
             timeout: None,
         }
@@ -183,10 +191,11 @@ pub fn serve(options: Options, on_ready: impl FnOnce(&Ready)) -> Result<Stats, P
         replay,
         record,
         state: state_file,
+        open_place,
         failing,
         timeout,
     } = options;
-    let backing = Backing::open(&source)?;
+    let backing = Backing::open(&source, open_place)?;
     let room = Room::take(state_file.as_deref(), backing.bytes())?;
     let listening = Listening::open(socket)?;
     on_ready(&Ready {
@@ -216,6 +225,7 @@ pub fn serve(options: Options, on_ready: impl FnOnce(&Ready)) -> Result<Stats, P
         vm.on_drop(on_drop(failing));
     }
     let (replay, recorder) = working_set_of(&state);
+    bring(&backing, &state, replay.as_ref());
     let server = Server::new(Parts {
         vm,
         uffd,
@@ -240,6 +250,7 @@ pub fn adopt(adoption: Adoption, failing: Failing) -> Result<Stats, PagerError> 
     } = adopt::take(adoption)?;
     vm.on_drop(on_drop(failing));
     let (replay, recorder) = working_set_of(&state);
+    bring(&backing, &state, replay.as_ref());
     let mut server = Server::new(Parts {
         vm,
         uffd,
@@ -269,6 +280,12 @@ fn on_drop(failing: Failing) -> OnDrop {
         Failing::KillsTheVm => OnDrop::Kill,
         Failing::LeavesItToASuccessor => OnDrop::Wait,
     }
+}
+
+/// Has fetched what stands in the working set, in its order, before the server asks for the pieces of it.
+fn bring(backing: &Backing, state: &State, replay: Option<&Replay>) {
+    let pages = replay.into_iter().flat_map(Replay::pages);
+    backing.bring(pages.map(|page| state.regions().offset(page)));
 }
 
 /// The working set to replay and the one to record. Neither is worth a VM: what cannot be read is told, and left.
@@ -301,5 +318,10 @@ fn full_source(source: Source) -> Source {
     match source {
         Source::Memory(path) => Source::Memory(full(path)),
         Source::Snapshot(path) => Source::Snapshot(full(path)),
+        Source::Packed(source) => Source::Packed(PackedSource {
+            outline: full(source.outline),
+            root: source.root.map(full),
+            ..source
+        }),
     }
 }

@@ -108,6 +108,12 @@ impl Replay {
         }
     }
 
+    /// All of its pages, in order.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = PageIndex> {
+        let pieces = self.pieces.iter();
+        pieces.flat_map(|piece| (0..piece.count).map(|n| piece.first.plus(n)))
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.left == 0
     }

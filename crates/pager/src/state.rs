@@ -83,6 +83,9 @@ pub(crate) enum Count {
     HeldBackTouched,
     /// Slots of the trace that are taken.
     Traced,
+    /// What was fetched from a repository.
+    FetchedBytes,
+    FetchedRequests,
 }
 
 /// What a successor has to know, written before the first page is served.

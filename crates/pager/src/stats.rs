@@ -44,6 +44,12 @@ pub struct Stats {
     /// Pages filled from a file that had to be fetched from the disk.
     #[serde(default)]
     pub cold: u64,
+    /// Bytes fetched from a repository.
+    #[serde(default)]
+    pub fetched_bytes: u64,
+    /// Requests that fetched them.
+    #[serde(default)]
+    pub fetched_requests: u64,
     /// Pages that were already there when they were to be filled.
     pub present: u64,
     /// Pages that the VM gave back (balloon), counted each time.
@@ -103,6 +109,13 @@ pub enum Ended {
 pub enum KillReason {
     /// A page could not be read whole: the file was cut short, or reading failed.
     BadPage(BadPage),
+    /// A page could not be fetched, or was wrong each time.
+    Unfetched {
+        /// The 4 KiB page, counted from the start of the guest's memory.
+        page: u64,
+        /// What the repository said, or did not.
+        said: String,
+    },
     /// A fault outside the regions of the handshake.
     StrayFault {
         /// Where, in Firecracker.
@@ -178,6 +191,9 @@ impl fmt::Display for KillReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KillReason::BadPage(bad) => bad.fmt(f),
+            KillReason::Unfetched { page, said } => {
+                write!(f, "page {page} cannot be fetched: {said}")
+            }
             KillReason::StrayFault { address } => {
                 write!(f, "it waits for {address:#x}, which is none of its memory")
             }
@@ -250,6 +266,8 @@ impl Stats {
             around,
             zeroed: get(Count::Zeroed),
             cold: get(Count::Cold),
+            fetched_bytes: get(Count::FetchedBytes),
+            fetched_requests: get(Count::FetchedRequests),
             present: get(Count::Present),
             removed: get(Count::Removed),
             bytes: get(Count::Bytes),
@@ -306,6 +324,8 @@ mod tests {
             around: 0,
             zeroed: 2,
             cold: 0,
+            fetched_bytes: 0,
+            fetched_requests: 0,
             present: 0,
             removed: 0,
             bytes: 4096,

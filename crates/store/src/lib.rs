@@ -15,6 +15,7 @@
 //! Locks are `flock` on directories, so they end with the process that holds them, however it ends.
 #![forbid(unsafe_code)]
 
+pub mod causes;
 pub mod collect;
 pub mod digest;
 pub mod disk;

@@ -190,6 +190,16 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// What an [outline](crate::packed::Outline) was laid out as: it has no memory file.
+    pub(crate) fn of_outline(dir: Dir, manifest: Manifest, pages: Pages) -> Self {
+        Self {
+            id: manifest.id,
+            dir,
+            manifest,
+            pages,
+        }
+    }
+
     fn check_drives(&self, root: &Root) -> Result<(), OpenError> {
         for drive in &self.manifest.devices.drives {
             let (path, size, modified) = match &drive.backing {

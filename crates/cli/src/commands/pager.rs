@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rekindle_engine::bucket;
 use rekindle_engine::jail;
 use rekindle_engine::vm::dir::PAGER_STATE;
 use rekindle_pager::{
-    Adoption, Ended, Failing, Living, Options, Ready, Socket, Source, adopt, serve,
+    Adoption, Ended, Failing, Living, OpenPlace, Options, PackedSource, Ready, Socket, Source,
+    adopt, serve,
 };
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::restore::Ahead;
 use super::{Context, parse_duration};
 
 /// Serves one restored VM's page faults; a drop-in for Firecracker's example handlers
@@ -32,15 +35,17 @@ pub(crate) struct Pager {
     #[arg(
         long,
         value_name = "F",
-        required_unless_present_any = ["snapshot", "adopt"],
-        conflicts_with = "snapshot"
+        required_unless_present_any = ["snapshot", "packed", "adopt"],
+        conflicts_with_all = ["snapshot", "packed"]
     )]
     memory: Option<PathBuf>,
     /// A snapshot's directory, with those it builds on beside it
     #[arg(long, value_name = "DIR")]
     snapshot: Option<PathBuf>,
+    #[command(flatten)]
+    packed: Packed,
     /// Take over the VM that this Firecracker process runs
-    #[arg(long, value_name = "PID", conflicts_with_all = ["socket", "memory", "snapshot", "replay", "record", "stats", "timeout"])]
+    #[arg(long, value_name = "PID", conflicts_with_all = ["socket", "memory", "snapshot", "packed", "replay", "record", "stats", "timeout"])]
     adopt: Option<i32>,
     /// Bring the pages of this working set before the guest asks for them
     #[arg(long, value_name = "F")]
@@ -68,6 +73,51 @@ pub(crate) struct Pager {
     id: Option<String>,
 }
 
+/// A memory that is fetched from a repository, for a VM of Rekindle's own.
+#[derive(Debug, clap::Args)]
+struct Packed {
+    /// Where the snapshot's indexes are
+    #[arg(
+        long,
+        hide = true,
+        value_name = "DIR",
+        requires = "from",
+        conflicts_with = "snapshot"
+    )]
+    packed: Option<PathBuf>,
+    /// The repository's URL
+    #[arg(long, hide = true, value_name = "URL", requires = "packed")]
+    from: Option<String>,
+    /// How long it may take to answer one request
+    #[arg(long, hide = true, value_name = "T", default_value = "2m", value_parser = parse_duration)]
+    patience: Duration,
+    /// The state directory that has the cache of chunks
+    #[arg(long, hide = true, value_name = "DIR")]
+    cache_of: Option<PathBuf>,
+    /// How much of the disk that cache may take, in MiB
+    #[arg(long, hide = true, value_name = "MIB", default_value_t = 4096)]
+    cache: u64,
+    /// What is fetched before the guest asks
+    #[arg(long, hide = true, value_enum, default_value_t = Ahead::WorkingSet)]
+    prefetch: Ahead,
+}
+
+impl Packed {
+    fn source(self) -> Option<PackedSource> {
+        Some(PackedSource {
+            outline: self.packed?,
+            place: self.from?,
+            root: self.cache_of,
+            cache_bytes: self.cache.saturating_mul(1 << 20),
+            patience: self.patience,
+            prefetch: self.prefetch.into(),
+        })
+    }
+}
+
+/// How a page server gets to a repository.
+const OPEN_PLACE: OpenPlace = OpenPlace(bucket::open);
+
 impl Pager {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         let failing = if self.supervised {
@@ -86,10 +136,11 @@ impl Pager {
     }
 
     fn options(self, failing: Failing) -> Result<Options> {
-        let source = match (self.memory, self.snapshot) {
-            (Some(memory), _) => Source::Memory(memory),
-            (None, Some(snapshot)) => Source::Snapshot(snapshot),
-            (None, None) => unreachable!("clap wants one of the two"),
+        let source = match (self.memory, self.snapshot, self.packed.source()) {
+            (Some(memory), ..) => Source::Memory(memory),
+            (None, Some(snapshot), _) => Source::Snapshot(snapshot),
+            (None, None, Some(packed)) => Source::Packed(packed),
+            (None, None, None) => unreachable!("clap wants one of the three"),
         };
         let path = self.socket.expect("clap wants one without --adopt");
         let socket = if self.inherited {
@@ -103,6 +154,7 @@ impl Pager {
         options.replay = self.replay;
         options.record = self.record;
         options.state = self.state;
+        options.open_place = Some(OPEN_PLACE);
         options.failing = failing;
         options.timeout = self.timeout;
         Ok(options)
@@ -114,6 +166,7 @@ impl Pager {
             None => state_of(context, vm),
         };
         let mut adoption = Adoption::new(vm, state);
+        adoption.open_place = Some(OPEN_PLACE);
         if self.inherited {
             adoption.descriptor = Some(take_stdin().context("no descriptor to inherit")?);
         } else {

@@ -83,6 +83,9 @@ fn row(entry: &Entry) -> [String; 7] {
                 Origin::Restore { snapshot, .. } if record.purpose == Purpose::Rehearsal => {
                     format!("rehearsal of {snapshot}")
                 }
+                Origin::Restore {
+                    from: Some(url), ..
+                } => url.clone(),
                 Origin::Restore { snapshot, .. } => format!("snapshot {snapshot}"),
                 _ => String::new(),
             },

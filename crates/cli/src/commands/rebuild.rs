@@ -57,7 +57,7 @@ impl Rebuild {
         wanted.initrd = self.initrd.map(std::path::absolute).transpose()?;
         wanted.ttl = self.ttl;
         for tap in &self.tap {
-            wanted.taps.push(tap_override(tap, &snapshot)?);
+            wanted.taps.push(tap_override(tap, snapshot.manifest())?);
         }
         let config = boot_config(engine.root(), &snapshot, &wanted)?;
         check(&config)?;

@@ -6,13 +6,19 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::builder::FalseyValueParser;
 use rekindle_engine::Engine;
-use rekindle_engine::store::{Snapshot, VmName};
+use rekindle_engine::remote::{Remote, RemoteConfig};
+use rekindle_engine::store::{Manifest, Snapshot, VmName};
 use rekindle_engine::vm::config::Backend;
 use rekindle_engine::vm::dir::{DirError, VmDir};
 use rekindle_engine::vm::record::Record;
-use rekindle_engine::vm::restore::{Clock, Mismatch, RestoreConfig, TapOverride, check, policy};
+use rekindle_engine::vm::restore::{
+    Clock, Mismatch, RestoreConfig, RestoreError, TapOverride, check, check_remote, policy,
+};
 use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 
+use rekindle_pager::Prefetch;
+
+use super::travel::{CacheSize, Waits};
 use super::{Context, JAIL_VARIABLE, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
@@ -21,9 +27,13 @@ use crate::output;
 use crate::program::parse_variable;
 
 /// Starts copies of a snapshot; each runs at once, its memory comes in as the guest touches it
+///
+/// By the URL that `rekindle snapshot push` told, the snapshot stays where it is: its disks are fetched first, then the copy
+/// runs, and its memory is fetched as it is wanted, the pages that earlier copies touched first. What was fetched stays in a
+/// cache that all copies on this host share. Credentials: see `rekindle snapshot push --help`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Restore {
-    /// The snapshot, by name or id
+    /// The snapshot: its name or id, or the URL of one that was pushed
     snapshot: String,
     /// The copy's name; with --count 3, NAME-1 to NAME-3
     #[arg(long)]
@@ -86,6 +96,13 @@ pub(crate) struct Restore {
     /// Tell the guest nothing: it takes itself for the original
     #[arg(long, conflicts_with_all = ["env", "hostname", "address", "must_wake"])]
     no_wake: bool,
+    #[command(flatten)]
+    patience: Waits,
+    #[command(flatten)]
+    cache: CacheSize,
+    /// What of a snapshot that is somewhere else is fetched before the guest asks
+    #[arg(long, value_enum, default_value_t = Ahead::WorkingSet)]
+    prefetch: Ahead,
     /// End the copy after this long (30s, 5m, 2h)
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     ttl: Option<Duration>,
@@ -110,6 +127,59 @@ pub(crate) enum BackendName {
     File,
 }
 
+/// What is fetched before the guest asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Ahead {
+    /// The pages that earlier copies touched first
+    WorkingSet,
+    /// After those all others, into the cache
+    All,
+}
+
+impl From<Ahead> for Prefetch {
+    fn from(ahead: Ahead) -> Prefetch {
+        match ahead {
+            Ahead::WorkingSet => Prefetch::WorkingSet,
+            Ahead::All => Prefetch::All,
+        }
+    }
+}
+
+/// A snapshot that is to be restored: here, or where it was pushed to.
+enum Wanted {
+    Here(Box<Snapshot>),
+    Elsewhere(Box<Remote>),
+}
+
+impl Wanted {
+    fn manifest(&self) -> &Manifest {
+        match self {
+            Wanted::Here(snapshot) => snapshot.manifest(),
+            Wanted::Elsewhere(remote) => remote.manifest(),
+        }
+    }
+
+    fn check(&self, config: &RestoreConfig) -> Result<(), RestoreError> {
+        match self {
+            Wanted::Here(snapshot) => check(snapshot.manifest(), config),
+            Wanted::Elsewhere(remote) => check_remote(remote, config),
+        }
+    }
+
+    fn task(&self, config: RestoreConfig) -> Task {
+        match self {
+            Wanted::Here(snapshot) => Task::Restore {
+                snapshot: snapshot.id().to_string(),
+                config,
+            },
+            Wanted::Elsewhere(remote) => Task::RestoreRemote {
+                remote: remote.config(),
+                config,
+            },
+        }
+    }
+}
+
 impl From<BackendName> for Backend {
     fn from(name: BackendName) -> Backend {
         match name {
@@ -122,7 +192,7 @@ impl From<BackendName> for Backend {
 impl Restore {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         let engine = context.engine()?;
-        let snapshot = engine.snapshot(&self.snapshot)?;
+        let snapshot = self.find(&engine)?;
         let names = self.names()?;
         let records = self.start(&engine, &snapshot, &names)?;
         let mut problems = Vec::new();
@@ -150,10 +220,33 @@ impl Restore {
         Ok(())
     }
 
+    fn find(&self, engine: &Engine) -> Result<Wanted> {
+        if !self.snapshot.contains("://") {
+            if self.prefetch == Ahead::All {
+                bail!(
+                    "--prefetch all is for snapshots by URL; all of {} is here",
+                    self.snapshot
+                );
+            }
+            return Ok(Wanted::Here(Box::new(engine.snapshot(&self.snapshot)?)));
+        }
+        let mut config = RemoteConfig::new(&self.snapshot);
+        config.patience = self.patience.patience;
+        config.cache_mib = self.cache.mib;
+        config.prefetch = self.prefetch.into();
+        Ok(Wanted::Elsewhere(Box::new(Remote::find(
+            engine.root(),
+            config,
+        )?)))
+    }
+
     fn names(&self) -> Result<Vec<VmName>> {
         let base = match &self.name {
             Some(name) => name.clone(),
-            None => super::fresh_name(&self.snapshot),
+            None => {
+                let url = self.snapshot.trim_end_matches('/');
+                super::fresh_name(url.rsplit('/').next().unwrap_or(url))
+            }
         };
         if self.count == 1 {
             return Ok(vec![
@@ -167,17 +260,18 @@ impl Restore {
     }
 
     /// All are checked before the first is started; if one fails, the error says which ones run.
-    fn start(&self, engine: &Engine, snapshot: &Snapshot, names: &[VmName]) -> Result<Vec<Record>> {
+    fn start(&self, engine: &Engine, snapshot: &Wanted, names: &[VmName]) -> Result<Vec<Record>> {
+        let manifest = snapshot.manifest();
         let configs: Vec<RestoreConfig> = names
             .iter()
-            .map(|name| self.config(name.clone(), snapshot))
+            .map(|name| self.config(name.clone(), manifest))
             .collect::<Result<_>>()?;
         for config in &configs {
-            check(snapshot, config)?;
+            snapshot.check(config)?;
             check_free(engine, &config.name)?;
         }
-        let on_taps = self.net != Some(Net::None) && snapshot.manifest().devices.egress.is_none();
-        if names.len() > 1 && on_taps && !snapshot.manifest().devices.interfaces.is_empty() {
+        let on_taps = self.net != Some(Net::None) && manifest.devices.egress.is_none();
+        if names.len() > 1 && on_taps && !manifest.devices.interfaces.is_empty() {
             bail!(
                 "{} has network interfaces, and a TAP device serves one VM: restore copies one by one, \
                  each with --tap",
@@ -188,11 +282,7 @@ impl Restore {
         let mut failed = None;
         for config in configs {
             let name = config.name.clone();
-            let task = Task::Restore {
-                snapshot: snapshot.id().to_string(),
-                config,
-            };
-            let job = Job::new(engine.programs().firecracker.clone(), task);
+            let job = Job::new(engine.programs().firecracker.clone(), snapshot.task(config));
             match start::begin(engine, &name, &job) {
                 Ok(begun) => starting.push((name, begun)),
                 Err(e) => {
@@ -218,7 +308,7 @@ impl Restore {
         }
     }
 
-    fn config(&self, name: VmName, snapshot: &Snapshot) -> Result<RestoreConfig> {
+    fn config(&self, name: VmName, manifest: &Manifest) -> Result<RestoreConfig> {
         let mut config = RestoreConfig::new(name).backend(self.backend.into());
         if self.paused {
             config = config.paused();
@@ -244,9 +334,9 @@ impl Restore {
             wake
         });
         for tap in &self.tap {
-            config.taps.push(tap_override(tap, snapshot)?);
+            config.taps.push(tap_override(tap, manifest)?);
         }
-        config = match (self.net, policy(snapshot)?) {
+        config = match (self.net, policy(manifest)?) {
             (Some(Net::None), _) => {
                 self.network.none()?;
                 config.cut_off()
@@ -274,10 +364,10 @@ impl Restore {
 }
 
 /// The value of `--tap`: a TAP device, and which interface it is for unless there is but one.
-pub(super) fn tap_override(text: &str, snapshot: &Snapshot) -> Result<TapOverride> {
+pub(super) fn tap_override(text: &str, manifest: &Manifest) -> Result<TapOverride> {
     let (iface_id, tap) = match text.split_once('=') {
         Some((id, tap)) => (id, tap),
-        None => match snapshot.manifest().devices.interfaces.as_slice() {
+        None => match manifest.devices.interfaces.as_slice() {
             [only] => (only.id.as_str(), text),
             all => bail!(
                 "--tap {text}: the snapshot has {} network interfaces, say which: --tap ID={text}",

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rekindle_engine::bucket::{self, Location, Patience};
-use rekindle_engine::store::packed::{Cache, Progress, Repository};
-use rekindle_engine::store::unit::ByteSize;
-use rekindle_engine::store::{Root, SnapshotName};
+use rekindle_engine::store::SnapshotName;
+use rekindle_engine::store::packed::{Progress, Repository};
 use serde_json::json;
 
 use super::Context;
@@ -46,14 +45,8 @@ pub(crate) struct Pull {
     url: String,
     #[command(flatten)]
     patience: Waits,
-    /// How much of the disk the cache may take, about, in MiB
-    #[arg(
-        long,
-        value_name = "MIB",
-        env = "REKINDLE_CACHE_MIB",
-        default_value_t = 4096
-    )]
-    cache: u64,
+    #[command(flatten)]
+    cache: CacheSize,
     /// Its name here, instead of the one that it has there
     #[arg(long, value_name = "N")]
     name: Option<SnapshotName>,
@@ -62,12 +55,25 @@ pub(crate) struct Pull {
     json: bool,
 }
 
+/// How much room what is fetched may have.
+#[derive(Debug, clap::Args)]
+pub(super) struct CacheSize {
+    /// How much of the disk the cache may take, about, in MiB
+    #[arg(
+        long = "cache",
+        value_name = "MIB",
+        env = "REKINDLE_CACHE_MIB",
+        default_value_t = 4096
+    )]
+    pub(super) mib: u64,
+}
+
 /// How long an object store may take.
 #[derive(Debug, clap::Args)]
-struct Waits {
+pub(super) struct Waits {
     /// Give up when the store has not done one thing for so long, as 30s or 2m; longer for what is large
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = super::parse_duration)]
-    patience: Duration,
+    pub(super) patience: Duration,
 }
 
 impl Waits {
@@ -103,21 +109,14 @@ impl Push {
 
 impl Pull {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
-        let url = self.url.trim_end_matches('/');
-        let (place, key) = url
-            .rsplit_once('/')
-            .filter(|(place, _)| !place.ends_with('/'))
-            .with_context(|| {
-                format!("{url:?} is no URL of a snapshot: file:///directory/name, s3://bucket/name")
-            })?;
-        let location: Location = place.parse()?;
+        let (location, key) = Location::of_snapshot(&self.url)?;
         let repository = self.patience.repository(&location)?;
         let engine = context.engine_for_reading()?;
         let bar = output::transfer(format!("pulling {key}"));
         let begun = Instant::now();
         let report = |now: Progress| bar.now(now.done, now.total);
-        let cache = cache(engine.root(), &location, self.cache)?;
-        let pulled = repository.pull(engine.store(), key, self.name, cache.as_ref(), &report)?;
+        let cache = bucket::cache(engine.root(), &location, self.cache.mib)?;
+        let pulled = repository.pull(engine.store(), &key, self.name, cache.as_ref(), &report)?;
         drop(bar);
         if self.json {
             return output::json(&json!({
@@ -129,17 +128,6 @@ impl Pull {
             .map_or_else(String::new, |name| format!("  {name}"));
         let what = format!("{}{name}", pulled.id);
         output::line(what + &told(pulled.snapshots, "", begun.elapsed()))
-    }
-}
-
-/// Where what is fetched stays; what is in a directory need not.
-fn cache(root: &Root, location: &Location, mib: u64) -> Result<Option<Cache>> {
-    match location {
-        Location::Directory(_) => Ok(None),
-        Location::Bucket { .. } => {
-            let limit = ByteSize::new(mib.saturating_mul(1 << 20));
-            Ok(Some(Cache::open(root, limit)?))
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use rekindle_engine::remote::RemoteConfig;
 use rekindle_engine::vm::config::BootConfig;
 use rekindle_engine::vm::dir::VmDir;
 use rekindle_engine::vm::rehearse::RehearseConfig;
@@ -32,6 +33,11 @@ pub(crate) enum Task {
         snapshot: String,
         config: RestoreConfig,
     },
+    /// Of a snapshot that stays in its repository.
+    RestoreRemote {
+        remote: RemoteConfig,
+        config: RestoreConfig,
+    },
     /// The VM is a throw-away copy, and gone when its monitor ends.
     Rehearse {
         snapshot: String,
@@ -52,7 +58,9 @@ impl Job {
     pub(crate) fn environment(&self) -> &Environment {
         static NONE: Environment = Environment::new(Vec::new());
         match &self.task {
-            Task::Restore { config, .. } => config.wake.as_ref().map_or(&NONE, |wake| &wake.env),
+            Task::Restore { config, .. } | Task::RestoreRemote { config, .. } => {
+                config.wake.as_ref().map_or(&NONE, |wake| &wake.env)
+            }
             _ => &NONE,
         }
     }

@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use rekindle_engine::Engine;
 use rekindle_engine::Vm;
+use rekindle_engine::remote::Remote;
 use rekindle_engine::store::Snapshot;
 use rekindle_engine::vm::Claim;
 use rekindle_engine::vm::adopt::{Adopted, adopt};
@@ -29,12 +30,12 @@ use rekindle_engine::vm::boot::boot_in;
 use rekindle_engine::vm::dir::VmDir;
 use rekindle_engine::vm::quiesce::Quiesce;
 use rekindle_engine::vm::record::Record;
-use rekindle_engine::vm::restore::restore_in;
+use rekindle_engine::vm::restore::{restore_in, restore_remote_in};
 use rekindle_engine::vm::snapshot::{CaptureError, SnapshotConfig};
 use rekindle_engine::vm::stop::Manner;
 use rekindle_engine::vm::{STOP_GRACE, VmError};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use self::job::{Job, Task};
 use self::progress::Progress;
@@ -100,7 +101,7 @@ async fn take(
         }
         Adopted::Unfinished(claim) => {
             let mut task = Job::read(dir)?.task;
-            if let Task::Restore { config, .. } = &mut task
+            if let Task::Restore { config, .. } | Task::RestoreRemote { config, .. } = &mut task
                 && let Some(wake) = &mut config.wake
             {
                 wake.env = secrets.environment().clone();
@@ -144,6 +145,13 @@ async fn start(
         Task::Restore { snapshot, config } => {
             let snapshot = engine.snapshot(&snapshot)?;
             Ok(Some(restore_in(engine, claim, &snapshot, config).await?))
+        }
+        Task::RestoreRemote { remote, config } => {
+            let root = engine.root().clone();
+            let remote = spawn_blocking(move || Remote::find(&root, remote)).await??;
+            Ok(Some(
+                restore_remote_in(engine, claim, remote, config).await?,
+            ))
         }
         Task::Rehearse { snapshot, config } => {
             let snapshot = engine.snapshot(&snapshot)?;

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use object_store::Error;
+use rekindle_store::causes::with_causes;
 use thiserror::Error;
-
-use crate::causes::with_causes;
 
 /// Why an object store did not do what it was asked.
 #[derive(Debug, Error)]

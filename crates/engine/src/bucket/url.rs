@@ -50,6 +50,12 @@ pub enum UrlError {
         /// What it begins with.
         scheme: String,
     },
+    /// It names no snapshot.
+    #[error("{url:?} is no URL of a snapshot: file:///directory/name, s3://bucket/name")]
+    NoSnapshot {
+        /// What was given.
+        url: String,
+    },
     /// It names no directory of the host.
     #[error("{url:?} has two slashes where there must be three: file:///directory")]
     Relative {
@@ -82,6 +88,21 @@ pub enum UrlError {
 impl Scheme {
     const ALL: [(&'static str, Self); 3] =
         [("s3", Self::S3), ("gs", Self::Google), ("az", Self::Azure)];
+}
+
+impl Location {
+    /// What the URL of a snapshot says: the repository, and the snapshot's name there or its id.
+    ///
+    /// # Errors
+    /// A [`UrlError`].
+    pub fn of_snapshot(url: &str) -> Result<(Self, String), UrlError> {
+        let trimmed = url.trim_end_matches('/');
+        let parts = trimmed.rsplit_once('/');
+        let (place, key) = parts
+            .filter(|(place, _)| !place.ends_with('/'))
+            .ok_or_else(|| UrlError::NoSnapshot { url: url.into() })?;
+        Ok((place.parse()?, key.into()))
+    }
 }
 
 impl FromStr for Location {
@@ -190,6 +211,18 @@ mod tests {
         ] {
             let error = url.parse::<Location>().unwrap_err().to_string();
             assert!(error.contains(said), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_url_of_a_snapshot_ends_with_its_name() {
+        let (place, key) = Location::of_snapshot("s3://bucket/x/base/").unwrap();
+        assert_eq!(
+            (place.to_string().as_str(), &*key),
+            ("s3://bucket/x", "base")
+        );
+        for url in ["s3://base", "base", "/", ""] {
+            assert!(Location::of_snapshot(url).is_err(), "{url}");
         }
     }
 

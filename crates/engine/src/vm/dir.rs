@@ -11,6 +11,7 @@
 //!   *.fifo          what Firecracker writes into and reads from
 //!   pager.json      what the page server did, written when it ends
 //!   pager.state     what it does, and what its successor needs if it dies
+//!   snapshot/       indexes, state and working set of a snapshot whose memory is fetched from a repository
 //!   net.json        what of its network is on the host; absent when nothing is
 //!   cgroups         its control groups on the host; absent when there are none
 //!   jail            the link to its jail, which is in here as well (the engine's `jail`); absent without one
@@ -60,6 +61,9 @@ pub const LOG: &str = "log";
 pub const METRICS: &str = "metrics";
 /// A Diff chain's memory, merged for the File backend.
 pub const MERGED_MEMORY: &str = "memory";
+
+/// All but the memory of a snapshot that is somewhere else.
+pub(crate) const OUTLINE: &str = "snapshot";
 
 /// What of its network there is on the host.
 pub const NETWORK: &str = "net.json";

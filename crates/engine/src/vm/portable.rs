@@ -10,7 +10,7 @@ use rekindle_store::manifest::{
     MemoryLayout, MemoryRegion, Vsock as VsockInfo,
 };
 use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
-use rekindle_store::{Root, Snapshot};
+use rekindle_store::{Manifest, Root, Snapshot};
 
 use super::compat;
 use super::config::{Access, Balloon, DirtyPages, Drive, Limits, Machine, Nic, Pages, Role, Vsock};
@@ -128,9 +128,9 @@ pub(crate) fn machine(
         vcpus: manifest.machine.vcpus,
         memory_mib: manifest.machine.mem_mib,
         dirty_pages: config.dirty_pages,
-        pages: pages(snapshot),
+        pages: pages(manifest),
         nics: nics.collect(),
-        nat: nat(snapshot, config)?,
+        nat: nat(manifest, config)?,
         net_rate: None,
         drives: drives.collect(),
         vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
@@ -144,8 +144,8 @@ pub(crate) fn machine(
 }
 
 /// The network of its own that a copy gets: that of the snapshot, unless it was asked for another or none.
-pub(crate) fn nat(snapshot: &Snapshot, config: &RestoreConfig) -> Result<Option<Nat>, PolicyError> {
-    let Some(before) = policy(snapshot)? else {
+pub(crate) fn nat(manifest: &Manifest, config: &RestoreConfig) -> Result<Option<Nat>, PolicyError> {
+    let Some(before) = policy(manifest)? else {
         return Ok(None);
     };
     Ok(match &config.network {
@@ -156,8 +156,8 @@ pub(crate) fn nat(snapshot: &Snapshot, config: &RestoreConfig) -> Result<Option<
 }
 
 /// What the network of a snapshot's VM let through, if it had one of its own.
-pub fn policy(snapshot: &Snapshot) -> Result<Option<Policy>, PolicyError> {
-    let Some(egress) = &snapshot.manifest().devices.egress else {
+pub fn policy(manifest: &Manifest) -> Result<Option<Policy>, PolicyError> {
+    let Some(egress) = &manifest.devices.egress else {
         return Ok(None);
     };
     let read = |targets: &[Text]| -> Result<Vec<Target>, PolicyError> {
@@ -189,8 +189,8 @@ fn egress(nat: &Nat) -> Result<Egress, Unportable> {
 }
 
 /// The pages that a snapshot's copies have under their memory.
-pub(crate) fn pages(snapshot: &Snapshot) -> Pages {
-    match snapshot.manifest().machine.huge_pages {
+pub(crate) fn pages(manifest: &Manifest) -> Pages {
+    match manifest.machine.huge_pages {
         HugePages::Hugetlbfs2M => Pages::Huge,
         // Transparent ones are the host's to give, and the same to everybody.
         _ => Pages::Normal,
@@ -275,8 +275,8 @@ fn vsock_info(vsock: Vsock, agent: Option<&GuestAgent>) -> Result<VsockInfo, Unp
 }
 
 /// What is known of the agent in a snapshot's guest.
-pub(crate) fn agent(snapshot: &Snapshot) -> Option<GuestAgent> {
-    let vsock = snapshot.manifest().devices.vsock.as_ref()?;
+pub(crate) fn agent(manifest: &Manifest) -> Option<GuestAgent> {
+    let vsock = manifest.devices.vsock.as_ref()?;
     Some(match vsock.agent.as_ref()? {
         AgentInfo::Awaited => GuestAgent::Awaited,
         AgentInfo::Ready { protocol, version } => GuestAgent::Ready {

@@ -165,7 +165,7 @@ pub fn boot_config(
     config.initrd = initrd;
     config.boot_args = boot.args.as_ref().map(ToString::to_string);
     config.ttl = wanted.ttl;
-    if portable::agent(snapshot).is_some() {
+    if portable::agent(snapshot.manifest()).is_some() {
         config.agent = Agent::Expected;
     }
     config.machine = portable::machine(root, snapshot, &like)?;

@@ -106,6 +106,9 @@ pub enum Origin {
         snapshot: SnapshotId,
         /// How its memory comes in.
         backend: Backend,
+        /// The URL of the snapshot, if its memory is fetched from there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
     },
 }
 

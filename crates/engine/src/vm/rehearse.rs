@@ -144,7 +144,7 @@ pub(crate) async fn rehearse(
     snapshot: &Snapshot,
     config: RehearseConfig,
 ) -> Result<Rehearsed, RehearseError> {
-    check(snapshot, &copy_of(&config))?;
+    check(snapshot.manifest(), &copy_of(&config))?;
     let claim = Claim::new(engine, &config.name)?;
     rehearse_in(engine, claim, snapshot, config).await
 }

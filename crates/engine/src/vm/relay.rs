@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use rekindle_firecracker::{Pidfd, ProcessId};
 use rekindle_pager::{living_server_of, server_of, take_descriptor};
+use rekindle_store::causes::with_causes;
 use tokio::task::JoinHandle;
 
 use super::dir::{PAGER_STATE, VmDir};
 use super::record::Ledger;
-use crate::causes::with_causes;
 use crate::pager::{self, Epitaph, PagerProcess};
 
 /// More deaths than this within [`WINDOW`] are no accident.

@@ -7,43 +7,44 @@
 //! ```
 
 mod config;
+mod error;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
+use rekindle_firecracker::Client;
 use rekindle_firecracker::model::{MemoryBackend, NetworkOverride, SnapshotLoadParams};
-use rekindle_firecracker::{CallError, Client};
-use rekindle_store::flatten::{FlattenError, flatten_to};
-use rekindle_store::snapshot::{LeaseError, OpenError};
-use rekindle_store::store::ChainError;
-use rekindle_store::verify::VerifyError;
-use rekindle_store::{Lease, Snapshot, SnapshotId};
+use rekindle_pager::PackedSource;
+use rekindle_store::flatten::flatten_to;
+use rekindle_store::{Lease, Manifest, Snapshot};
 
 pub use self::config::{
     Check, Clock, Mismatch, Network, Recording, Replay, RestoreConfig, TapOverride, Then,
 };
-use super::boot::{BootError, Drives, attachment, log_tail, new_record};
+pub use self::error::RestoreError;
+use super::boot::{BootError, Drives, attachment, new_record};
 use super::claim::Claim;
 use super::compat::{self, Incompatible};
 use super::config::{Backend, DirtyPages, Pages};
 use super::console::Console;
 use super::crew::{Crew, Lost, Starting};
-use super::dir::{DirError, MERGED_MEMORY, PAGER_SOCKET, VmDir};
+use super::dir::{DISKS, MERGED_MEMORY, OUTLINE, PAGER_SOCKET, VmDir};
 use super::launch::{StartError, with_last_words};
 pub use super::portable::policy;
-use super::record::{GuestAgent, Ledger, Origin, Record, RecordError};
+use super::record::{GuestAgent, Ledger, Origin, Record};
 use super::relay::Means;
 use super::state::State;
 use super::wake::Waking;
 use super::{Parts, Vm, micros, portable};
+use crate::Engine;
 use crate::agent::hello::Listener;
-use crate::host::{self, HostError};
-use crate::jail::{self, Isolation, Jail, JailError};
+use crate::host;
+use crate::jail::{self, Isolation, Jail};
 use crate::net::{self, Attachment, NetError, Place};
-use crate::pager::{Hints, PagerError, PagerProcess, note};
-use crate::{Engine, TapError};
+use crate::pager::{Hints, Memory, PagerProcess, note};
+use crate::remote::Remote;
 
 /// What it is restored from, as a jailed Firecracker finds it.
 const VMSTATE: &str = "vmstate";
@@ -51,122 +52,14 @@ const VMSTATE: &str = "vmstate";
 /// How often a restore is begun whose page server dies before it has the VM.
 const ATTEMPTS: u32 = 3;
 
-/// Why a snapshot was not restored. Everything that was made for the copy is gone again.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RestoreError {
-    /// The snapshot, or one that it builds on, cannot be used.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// It is not there any more, or not whole.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Its contents are damaged.
-    #[error("the snapshot is damaged")]
-    Verify(#[from] VerifyError),
-    /// It was removed meanwhile.
-    #[error(transparent)]
-    Lease(#[from] LeaseError),
-    /// It was made on another kind of host, or by a Firecracker that this one does not understand.
-    #[error(
-        "the snapshot {snapshot} does not fit this host; boot it anew with: rekindle snapshot rebuild {snapshot} \
-         (--force tries to restore it all the same)"
-    )]
-    Incompatible {
-        /// The snapshot.
-        snapshot: SnapshotId,
-        /// What does not fit.
-        #[source]
-        source: Incompatible,
-    },
-    /// Firecracker maps no file as huge pages.
-    #[error(
-        "its memory is made of huge pages, which come in through userfaultfd only; leave --backend file away"
-    )]
-    HugePagesFromFile,
-    /// This host cannot run it.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// A TAP device cannot be used.
-    #[error("the interface {iface_id} needs a TAP device; choose one with --tap {iface_id}=NAME")]
-    Tap {
-        /// The interface.
-        iface_id: String,
-        /// What is wrong with its TAP device.
-        #[source]
-        source: TapError,
-    },
-    /// The snapshot has no such interface.
-    #[error("the snapshot has no network interface {0:?}")]
-    NoSuchInterface(String),
-    /// Its guest cannot be told.
-    #[error(
-        "the snapshot's guest has no agent, which a hostname, an address or an environment of the copy's own needs"
-    )]
-    NoAgent,
-    /// Its interfaces are not made for a network of the VM's own: its guest has other addresses.
-    #[error(
-        "the snapshot has no network of its own, which only a VM has that was booted with one; leave --net nat and what \
-         belongs to it away"
-    )]
-    NoNetwork,
-    /// Its interfaces are on TAP devices of the VM's own namespace.
-    #[error("the snapshot has a network of its own, TAP devices and all; leave --tap away")]
-    OwnTaps,
-    /// It cannot have its network, or cannot be cut off from all.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// It cannot be jailed.
-    #[error(transparent)]
-    Jail(#[from] JailError),
-    /// Its directory could not be made.
-    #[error(transparent)]
-    Dir(#[from] DirError),
-    /// Its record could not be written.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The memory of a Diff chain could not be merged for the File backend.
-    #[error("cannot merge the layers of {snapshot} for the file backend")]
-    Merge {
-        /// The snapshot.
-        snapshot: String,
-        /// Why not.
-        #[source]
-        source: FlattenError,
-    },
-    /// Firecracker or the drives could not be prepared.
-    #[error(transparent)]
-    Prepare(#[from] BootError),
-    /// The page server did not start.
-    #[error(transparent)]
-    Pager(#[from] PagerError),
-    /// Firecracker refused the snapshot.
-    #[error("firecracker refused the snapshot")]
-    Call(#[from] CallError),
-    /// Firecracker or the page server ended before the guest was loaded.
-    #[error("{who} ended while it loaded the snapshot ({exit}){}", log_tail(.log))]
-    Died {
-        /// Which of the two.
-        who: &'static str,
-        /// How it ended.
-        exit: String,
-        /// The last lines of Firecracker's log, if that is who ended.
-        log: Vec<String>,
-    },
-}
-
-impl From<StartError> for RestoreError {
-    fn from(e: StartError) -> Self {
-        RestoreError::Prepare(e.into())
-    }
-}
-
 /// A snapshot that was looked at from all sides, and is held so that nobody removes it.
 #[derive(Debug)]
 struct Source {
     /// From the Full snapshot to the one that is restored; never empty.
     layers: Arc<[Snapshot]>,
     leases: Vec<Lease>,
+    /// Where the memory is, if not in the layers.
+    packed: Option<PackedSource>,
 }
 
 impl Source {
@@ -209,13 +102,60 @@ pub async fn restore_in(
     assemble(engine, claim, source, config).await
 }
 
+/// Restores a snapshot that stays where it is, under a name that is free.
+pub(crate) async fn restore_remote(
+    engine: &Engine,
+    remote: Remote,
+    config: RestoreConfig,
+) -> Result<Vm, RestoreError> {
+    check_remote(&remote, &config)?;
+    let claim = Claim::new(engine, &config.name)?;
+    restore_remote_in(engine, claim, remote, config).await
+}
+
+/// Restores a snapshot that stays where it is, in a directory that this process holds.
+pub async fn restore_remote_in(
+    engine: &Engine,
+    claim: Claim,
+    remote: Remote,
+    config: RestoreConfig,
+) -> Result<Vm, RestoreError> {
+    check_remote(&remote, &config)?;
+    jail::check(config.isolation, engine.programs())?;
+    let (dir, root) = (claim.dir().file(OUTLINE), engine.root().clone());
+    let packed = remote.source(&root, dir.clone());
+    let tip = tokio::task::spawn_blocking(move || remote.lay(&root, &dir))
+        .await
+        .map_err(|e| BootError::Task(std::io::Error::other(e)))??;
+    let source = Source {
+        layers: [tip].into(),
+        leases: Vec::new(),
+        packed: Some(packed),
+    };
+    assemble(engine, claim, source, config).await
+}
+
+/// What can be refused of a snapshot that is somewhere else.
+pub fn check_remote(remote: &Remote, config: &RestoreConfig) -> Result<(), RestoreError> {
+    check(remote.manifest(), config)?;
+    let option = match (config.backend, config.check) {
+        (Backend::File, _) => "--backend file",
+        (_, Check::Everything) => "--verify",
+        (Backend::Uffd, Check::Quick) => return Ok(()),
+    };
+    Err(RestoreError::NotHere {
+        option,
+        url: remote.url(),
+    })
+}
+
 /// Everything that can be refused before anything is made; takes the leases.
 async fn examine(
     engine: &Engine,
     snapshot: &Snapshot,
     config: &RestoreConfig,
 ) -> Result<Source, RestoreError> {
-    check(snapshot, config)?;
+    check(snapshot.manifest(), config)?;
     jail::check(config.isolation, engine.programs())?;
     // Opened anew: the caller keeps its own, and this one is looked at as it is now.
     let tip = engine.snapshot(&snapshot.id().to_string())?;
@@ -230,21 +170,24 @@ async fn examine(
             .await
             .map_err(|e| BootError::Task(std::io::Error::other(e)))??;
     }
-    Ok(Source { layers, leases })
+    Ok(Source {
+        layers,
+        leases,
+        packed: None,
+    })
 }
 
 /// What can be refused without reading memory or disks.
-pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreError> {
+pub fn check(manifest: &Manifest, config: &RestoreConfig) -> Result<(), RestoreError> {
     host::check_kvm()?;
     if config.backend == Backend::Uffd {
         host::check_userfaultfd()?;
     }
-    let manifest = snapshot.manifest();
     if config.mismatch == Mismatch::Refuse {
         compat::check_cpu(manifest.host.cpu_vendor.as_str())
-            .map_err(|source| incompatible(snapshot, source))?;
+            .map_err(|source| incompatible(manifest, source))?;
     }
-    if portable::pages(snapshot) == Pages::Huge {
+    if portable::pages(manifest) == Pages::Huge {
         if config.backend == Backend::File {
             return Err(RestoreError::HugePagesFromFile);
         }
@@ -262,11 +205,11 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
     }
     if let Some(wake) = &config.wake
         && wake.takes_an_agent()
-        && portable::agent(snapshot).is_none()
+        && portable::agent(manifest).is_none()
     {
         return Err(RestoreError::NoAgent);
     }
-    let nat = portable::nat(snapshot, config).map_err(NetError::from)?;
+    let nat = portable::nat(manifest, config).map_err(NetError::from)?;
     match (&config.network, nat) {
         // Its TAPs are made for it.
         (Network::CutOff, _) if manifest.devices.interfaces.is_empty() => return Ok(()),
@@ -290,9 +233,9 @@ pub fn check(snapshot: &Snapshot, config: &RestoreConfig) -> Result<(), RestoreE
     Ok(())
 }
 
-fn incompatible(snapshot: &Snapshot, source: Incompatible) -> RestoreError {
+fn incompatible(manifest: &Manifest, source: Incompatible) -> RestoreError {
     RestoreError::Incompatible {
-        snapshot: snapshot.id(),
+        snapshot: manifest.id,
         source,
     }
 }
@@ -339,13 +282,17 @@ fn prepare_in(
     let origin = Origin::Restore {
         snapshot: source.tip().id(),
         backend: config.backend,
+        from: source.packed.as_ref().map(|packed| {
+            let id = source.tip().id();
+            format!("{}/{id}", packed.place)
+        }),
     };
     let machine =
         portable::machine(engine.root(), source.tip(), &config).map_err(NetError::from)?;
     let mut record = new_record(&config.name, origin, machine);
     record.boot = source.tip().manifest().boot.clone();
     record.purpose = config.purpose;
-    record.agent = portable::agent(source.tip());
+    record.agent = portable::agent(source.tip().manifest());
     if let (Some(wake), Some(_)) = (&config.wake, &record.agent) {
         record.waking = Some(Waking::due(wake));
     }
@@ -445,9 +392,15 @@ impl Prepared {
         let working_set = tip.working_set_path();
         let hints = Hints {
             replay: (self.config.replay == Replay::On).then_some(&*working_set),
-            record: (self.config.record == Recording::On).then_some(&*working_set),
+            // What was learnt here would be gone with the VM.
+            record: (self.config.record == Recording::On && self.source.packed.is_none())
+                .then_some(&*working_set),
         };
-        let pager = PagerProcess::start(&means.program, dir, &means.vm_id, tip.dir(), hints)?;
+        let memory = match &self.source.packed {
+            Some(packed) => Memory::Packed(packed),
+            None => Memory::Snapshot(tip.dir()),
+        };
+        let pager = PagerProcess::start(&means.program, dir, &means.vm_id, memory, hints)?;
         self.ledger.note_pager(Some(pager.id().clone()));
         Ok(Starting::new(dir, Some((pager, means))))
     }
@@ -472,6 +425,10 @@ impl Prepared {
         };
         if let Some(drives) = self.drives.take() {
             drives.ready().await?;
+            if self.source.packed.is_some() {
+                // They were fetched for this VM, which has its own now. What cannot be removed goes with it.
+                let _ = std::fs::remove_dir_all(self.source.tip().dir().join(DISKS));
+            }
         }
         let memory = memory_file(self.claim.dir(), &self.source, self.config.backend).await?;
         let (source, config, network) = (&self.source, &self.config, self.network.as_ref());
@@ -564,7 +521,7 @@ async fn load(
 ) -> Result<(), RestoreError> {
     if let (Mismatch::Refuse, Some(ours)) = (config.mismatch, &record.firecracker_version) {
         let theirs = source.tip().manifest().firecracker.version.as_str();
-        compat::check_format(theirs, ours).map_err(|e| incompatible(source.tip(), e))?;
+        compat::check_format(theirs, ours).map_err(|e| incompatible(source.tip().manifest(), e))?;
     }
     let begun = Instant::now();
     let mut body = SnapshotLoadParams::new(state, memory.clone()).resume_vm(false);

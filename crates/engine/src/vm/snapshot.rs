@@ -23,7 +23,7 @@ use super::config::{Access, DirtyPages};
 use super::dir::{PAGER_STATE, VmDir, disk_path};
 use super::portable::{self, Unportable};
 use super::quiesce::Quiesce;
-use super::record::{Capturing, Record, RecordError};
+use super::record::{Capturing, Origin, Record, RecordError};
 use super::state::{Ask, Refusal, State, decide};
 use super::{Vm, VmError};
 use crate::jail::{Jail, JailError};
@@ -96,6 +96,14 @@ pub enum CaptureError {
         "there is no snapshot that a diff could build on (none was taken, or the last one failed): take a full one"
     )]
     NoBase,
+    /// A Diff needs its parent where it is itself.
+    #[error(
+        "a diff builds on {url}, which is not in this state directory: pull it first, or take a full one: rekindle snapshot pull {url}"
+    )]
+    BaseElsewhere {
+        /// Where it is.
+        url: String,
+    },
     /// A Diff needs to know what the balloon took.
     #[error(
         "this VM has a balloon, and nobody knows which pages it took: take a full one (a diff needs a VM that was restored with --backend uffd)"
@@ -272,6 +280,16 @@ impl Vm {
             }
             SnapshotKind::Diff => {
                 let parent = self.record.diff_base.ok_or(CaptureError::NoBase)?;
+                if let Origin::Restore {
+                    snapshot,
+                    from: Some(url),
+                    ..
+                } = &self.record.origin
+                    && *snapshot == parent
+                    && self.engine.store().resolve(&parent.to_string()).is_err()
+                {
+                    return Err(CaptureError::BaseElsewhere { url: url.clone() });
+                }
                 Ok(Kind::Diff { parent })
             }
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use rekindle_agent::Address;
 use rekindle_agent::{Clock, Hook, HookEnd, PROTOCOL, Vm as Told, Wake, Woken};
+use rekindle_store::causes::with_causes;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,6 @@ use super::record::RecordError;
 use super::state::State;
 use super::{Vm, micros};
 use crate::agent::wake::wake;
-use crate::causes::with_causes;
 
 /// How long a guest may take to wake up, hooks included, unless said otherwise.
 pub const WAKES_WITHIN: Duration = Duration::from_secs(10);

@@ -15,6 +15,8 @@ use crate::unit::{PageIndex, PageRun};
 
 /// How many pieces may be on their way from the disk.
 const FROM_DISK: usize = 16;
+/// Or from a repository, where one that is late is not to hold up those behind it.
+const FROM_FAR: usize = 256;
 
 /// What is still to be brought.
 pub(super) struct Queue {
@@ -55,7 +57,14 @@ impl Server {
         self.ahead.again.is_some()
             || self.ahead.around.is_some()
             || !self.ahead.zeros.is_done()
-            || (self.ahead.replay_left() && from_disk < FROM_DISK)
+            || (self.ahead.replay_left() && from_disk < self.at_once())
+    }
+
+    fn at_once(&self) -> usize {
+        match self.backing.packed() {
+            Some(_) => FROM_FAR,
+            None => FROM_DISK,
+        }
     }
 
     /// Brings one slice.
@@ -75,6 +84,7 @@ impl Server {
     }
 
     fn bring_set(&mut self) -> Result<(), Ended> {
+        let at_once = self.at_once();
         let mut pages = 0;
         while pages < PIECE && self.ahead.again.is_none() {
             let from_disk = self.readers.as_ref().map_or(0, Readers::under_way);
@@ -87,7 +97,7 @@ impl Server {
                 }
                 return Ok(());
             }
-            if from_disk >= FROM_DISK {
+            if from_disk >= at_once {
                 return Ok(());
             }
             let Some(run) = replay.next() else {
@@ -116,12 +126,18 @@ impl Server {
             count: run.count.min(PIECE),
             ..run
         };
-        let cold = self.bring(piece, Kind::Around)?;
+        let mut cold = self.bring(piece, Kind::Around)?;
+        // A walk from request to request would be a slow one.
+        if self.backing.packed().is_some()
+            && let Some(far) = cold.take()
+        {
+            self.start_reading(far, Kind::Around)?;
+        }
         let rest = PageRun {
             first: run.first.plus(piece.count),
             count: run.count - piece.count,
         };
-        // What is on the disk is not worth it; what stands behind that is there neither, mostly.
+        // What is on a disk is not worth it; what stands behind that is there neither, mostly.
         if cold.is_none() && rest.count > 0 && self.ahead.around.is_none() {
             self.ahead.around = Some(rest);
         }

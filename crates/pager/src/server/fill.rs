@@ -77,7 +77,11 @@ impl Server {
         }
         let page = self.page_bytes();
         let offset = self.state.regions().offset(run.first);
-        let (_, bytes) = self.backing.content(offset, page, count * page);
+        let (content, bytes) = self.backing.content(offset, page, count * page);
+        let bytes = match content {
+            Content::Zero => bytes,
+            Content::Data => self.backing.come_together(offset, page, bytes),
+        };
         PageRun {
             count: bytes / page,
             ..run
@@ -299,6 +303,11 @@ impl Server {
             return Ok(());
         }
         readers.rearm();
+        if let Some(packed) = self.backing.packed() {
+            let (bytes, requests) = packed.fetched();
+            self.state.add(Count::FetchedBytes, bytes);
+            self.state.add(Count::FetchedRequests, requests);
+        }
         while let Some(done) = self.readers.as_mut().and_then(Readers::next) {
             self.take_read(done)?;
         }
@@ -309,11 +318,7 @@ impl Server {
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(_) if kind != Kind::Demand => return Ok(()),
-            Err(bad) => {
-                return Err(Ended::VmKilled {
-                    reason: KillReason::BadPage(bad),
-                });
-            }
+            Err(reason) => return Err(Ended::VmKilled { reason }),
         };
         let page = self.page_bytes();
         let mut done = 0;

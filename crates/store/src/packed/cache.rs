@@ -1,4 +1,5 @@
-//! Chunks that were fetched, on this host: a file each, named by the BLAKE3 of the pages that it has.
+//! Chunks that were fetched, on this host: a file each, named by the BLAKE3 of the pages that it has. Indexes likewise, named
+//! by where they are.
 //!
 //! All processes of a state directory share it, without a word to each other: a file appears whole, is never written to
 //! again, and is proven each time that it is read, so it need not even be durable. One that is wrong is removed. What was not
@@ -9,9 +10,10 @@ use crate::digest::Digest;
 use crate::file::{At, Dir, FileError, TryLock, open_regular};
 use crate::layout::Root;
 use crate::packed::directory::{Durable, put_new};
-use crate::packed::index::Chunk;
+use crate::packed::index::{Chunk, Index, MAX_INDEX};
 use crate::unit::{ByteSize, index, length};
 use rustix::fs::FlockOperation;
+use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,12 +56,39 @@ impl Cache {
             let _ = std::fs::remove_file(&path);
             return None;
         }
-        let modified = file.metadata().and_then(|metadata| metadata.modified());
-        if modified.is_ok_and(|then| then.elapsed().is_ok_and(|ago| ago > WANTED)) {
-            // One that seems older than it is goes sooner.
-            let _ = file.set_modified(SystemTime::now());
-        }
+        wanted(&file);
         Some(raw)
+    }
+
+    /// Whether the pages of a chunk seem to be here. They are not looked at.
+    pub fn has(&self, chunk: &Chunk) -> bool {
+        std::fs::metadata(self.path(chunk)).is_ok_and(|file| file.len() == chunk.raw_size())
+    }
+
+    /// The index that was at a URL; it proves itself.
+    pub(super) fn index(&self, url: &str) -> Option<Index> {
+        let path = self.index_path(url);
+        let mut bytes = Vec::new();
+        let file = open_regular(&path).ok()?;
+        (&file).take(MAX_INDEX.get()).read_to_end(&mut bytes).ok()?;
+        let index = Index::parse(&bytes).ok();
+        match &index {
+            Some(_) => wanted(&file),
+            // If it cannot be removed it is found wrong again.
+            None => drop(std::fs::remove_file(&path)),
+        }
+        index
+    }
+
+    /// Keeps the index that is at a URL, if there is room.
+    pub(super) fn put_index(&self, url: &str, bytes: &[u8]) {
+        // One that is not kept is fetched again.
+        let _ = put_new(&self.index_path(url), bytes, Durable::No);
+    }
+
+    fn index_path(&self, url: &str) -> PathBuf {
+        self.dir
+            .join(format!("index-{}", Digest::of(url.as_bytes())))
     }
 
     /// Keeps the pages of a chunk, which were proven, if there is room.
@@ -106,5 +135,14 @@ impl Cache {
 
     fn path(&self, chunk: &Chunk) -> PathBuf {
         self.dir.join(chunk.digest.to_string())
+    }
+}
+
+/// Notes that a file was wanted, unless that was noted just now.
+fn wanted(file: &File) {
+    let modified = file.metadata().and_then(|metadata| metadata.modified());
+    if modified.is_ok_and(|then| then.elapsed().is_ok_and(|ago| ago > WANTED)) {
+        // One that seems older than it is goes sooner.
+        let _ = file.set_modified(SystemTime::now());
     }
 }

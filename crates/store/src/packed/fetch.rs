@@ -58,8 +58,22 @@ impl Fetch<'_> {
     /// # Errors
     /// The first that comes up, here or in `take`. Nothing more is asked for then.
     pub fn all<E: From<FetchError> + Send>(&self, of: &Index, take: Take<'_, E>) -> Result<(), E> {
+        self.some(of, (0..).zip(of.chunks()).map(|(number, _)| number), take)
+    }
+
+    /// As [`Fetch::all`], for these chunks alone.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn some<E: From<FetchError> + Send>(
+        &self,
+        of: &Index,
+        numbers: impl Iterator<Item = u32>,
+        take: Take<'_, E>,
+    ) -> Result<(), E> {
         let mut missing = Vec::new();
-        for (number, chunk) in (0..).zip(of.chunks()) {
+        for number in numbers {
+            let chunk = &of.chunks()[at(number.into())];
             match self.cache.and_then(|cache| cache.get(chunk)) {
                 Some(raw) => take(number, &raw)?,
                 None => missing.push(number),
@@ -92,6 +106,20 @@ impl Fetch<'_> {
     }
 
     fn run<E: From<FetchError>>(&self, of: &Index, run: &Run, take: Take<'_, E>) -> Result<(), E> {
+        self.together(of, run, &mut |number, raw| take(number, &raw?))
+    }
+
+    /// Gives each chunk of a run to `take`, proven, or why that one cannot be had. It need not have been looked for in
+    /// the cache.
+    ///
+    /// # Errors
+    /// If none of them can be had; the first error of `take`, and nothing follows.
+    pub fn together<E: From<FetchError>>(
+        &self,
+        of: &Index,
+        run: &Run,
+        take: &mut dyn FnMut(u32, Result<Vec<u8>, FetchError>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let pack = pack(of, run.pack);
         let bytes = self
             .objects
@@ -103,11 +131,13 @@ impl Fetch<'_> {
             let start = at(range.start - run.range.start);
             let stored = &bytes[start..start + at(chunk.stored.into())];
             let raw = match decode(chunk, stored) {
-                Ok(raw) => raw,
-                Err(_) => self.one(of, number)?,
+                Ok(raw) => Ok(raw),
+                Err(_) => self.one(of, number),
             };
-            self.keep(chunk, &raw);
-            take(number, &raw)?;
+            if let Ok(raw) = &raw {
+                self.keep(chunk, raw);
+            }
+            take(number, raw)?;
         }
         Ok(())
     }
@@ -136,11 +166,47 @@ fn pack(of: &Index, number: u32) -> Object {
 }
 
 /// Chunks of one pack that one request brings.
-#[derive(Debug, PartialEq, Eq)]
-struct Run {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
     pack: u32,
     range: Range<u64>,
     chunks: Vec<u32>,
+}
+
+impl Run {
+    /// One chunk.
+    pub fn of(index: &Index, number: u32) -> Self {
+        let chunk = &index.chunks()[at(number.into())];
+        Self {
+            pack: chunk.pack,
+            range: chunk.range(),
+            chunks: vec![number],
+        }
+    }
+
+    /// Takes one more chunk in, if it lies behind those that it has, near enough, and if it is not too much then.
+    pub fn take_in(&mut self, index: &Index, number: u32) -> bool {
+        let chunk = &index.chunks()[at(number.into())];
+        let range = chunk.range();
+        let fits = chunk.pack == self.pack
+            && (self.range.start..=self.range.end + GAP).contains(&range.start)
+            && range.end <= self.range.start + LONGEST_RUN;
+        if fits {
+            self.range.end = self.range.end.max(range.end);
+            self.chunks.push(number);
+        }
+        fits
+    }
+
+    /// Its chunks.
+    pub fn chunks(&self) -> &[u32] {
+        &self.chunks
+    }
+
+    /// How many bytes it asks for.
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
 }
 
 /// The requests that bring these chunks, in the order of the packs.
@@ -149,21 +215,8 @@ fn runs(of: &Index, mut chunks: Vec<u32>) -> Vec<Run> {
     chunks.sort_by_key(|&number| (chunk(number).pack, chunk(number).offset));
     let mut runs: Vec<Run> = Vec::new();
     for number in chunks {
-        let (pack, range) = (chunk(number).pack, chunk(number).range());
-        match runs.last_mut() {
-            Some(run)
-                if run.pack == pack
-                    && range.start <= run.range.end + GAP
-                    && range.end <= run.range.start + LONGEST_RUN =>
-            {
-                run.range.end = run.range.end.max(range.end);
-                run.chunks.push(number);
-            }
-            _ => runs.push(Run {
-                pack,
-                range,
-                chunks: vec![number],
-            }),
+        if !runs.last_mut().is_some_and(|run| run.take_in(of, number)) {
+            runs.push(Run::of(of, number));
         }
     }
     runs

@@ -190,7 +190,7 @@ impl Index {
     ///
     /// # Errors
     /// If the memory has a size that no memory has.
-    pub(super) fn pages(&self) -> Result<Pages, PagesError> {
+    pub fn pages(&self) -> Result<Pages, PagesError> {
         let mut pages = Pages::new(layer_of(&self.manifest), self.streams[0].size)?;
         for extent in &self.streams[0].extents {
             let kind = match extent.place {

@@ -2,7 +2,7 @@
 
 use crate::file::{FileError, shared};
 use crate::flatten::MAX_LAYERS;
-use crate::layout::{InvalidName, SnapshotId, SnapshotName};
+use crate::layout::{InvalidName, Root, SnapshotId, SnapshotName};
 use crate::manifest::Backing;
 use crate::packed::cache::Cache;
 use crate::packed::fetch::{Fetch, FetchError};
@@ -116,7 +116,8 @@ impl Repository {
         report: Report<'_>,
     ) -> Result<Pulled, PullError> {
         let (id, theirs) = self.resolve(key)?;
-        let missing = self.missing(store, id, key)?;
+        let is_here = |id: SnapshotId| store.resolve(&id.to_string()).is_ok();
+        let missing = self.chain(id, key, None, is_here)?;
         let name = name.or(theirs);
         let name = name.or_else(|| missing.last().and_then(|tip| tip.manifest().name.clone()));
         check_room(store, &missing, id, name.as_ref())?;
@@ -134,7 +135,10 @@ impl Repository {
         })
     }
 
-    fn resolve(&self, key: &str) -> Result<(SnapshotId, Option<SnapshotName>), PullError> {
+    pub(super) fn resolve(
+        &self,
+        key: &str,
+    ) -> Result<(SnapshotId, Option<SnapshotName>), PullError> {
         if let Ok(id) = key.parse() {
             return Ok((id, None));
         }
@@ -148,23 +152,27 @@ impl Repository {
         }
     }
 
-    /// The indexes of the snapshots that are not here, the base first.
-    fn missing(
+    /// The indexes of a snapshot and what it builds on, the base first, but for what `is_here` and below.
+    pub(super) fn chain(
         &self,
-        store: &Store,
         tip: SnapshotId,
         key: &str,
+        cache: Option<&Cache>,
+        is_here: impl Fn(SnapshotId) -> bool,
     ) -> Result<Vec<Arc<Index>>, PullError> {
         let mut found: Vec<Arc<Index>> = Vec::new();
         let mut next = Some(tip);
         while let Some(id) = next {
-            if store.resolve(&id.to_string()).is_ok() {
+            if is_here(id) {
                 break;
             }
             if found.len() == MAX_LAYERS || found.iter().any(|index| index.manifest().id == id) {
                 return Err(PullError::Endless { id: tip });
             }
-            let index = self.index(id)?;
+            let index = match cache {
+                Some(cache) => self.cached_index(id, cache)?,
+                None => self.index(id)?,
+            };
             let index = index.ok_or_else(|| match id == tip {
                 true => self.no_such(key),
                 false => self.no_such(&id.to_string()),
@@ -227,7 +235,12 @@ fn check_room(
             owner,
         });
     }
-    let drives = missing
+    check_images(store.root(), missing)
+}
+
+/// The base images that snapshots stand on must be here.
+pub(super) fn check_images(root: &Root, indexes: &[Arc<Index>]) -> Result<(), PullError> {
+    let drives = indexes
         .iter()
         .flat_map(|index| &index.manifest().devices.drives);
     for drive in drives {
@@ -239,7 +252,7 @@ fn check_room(
         else {
             continue;
         };
-        match shared(&name.path(store.root())) {
+        match shared(&name.path(root)) {
             Ok((found, then)) if found == *size && modified.is_none_or(|wanted| wanted == then) => {
             }
             Err(error) if !error.is_not_found() => return Err(error.into()),

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::layout::{SnapshotId, SnapshotName};
+use crate::packed::cache::Cache;
 use crate::packed::directory::Directory;
 use crate::packed::index::{Index, IndexError, MAX_INDEX};
 use crate::packed::objects::{Object, ObjectError, Objects};
@@ -89,6 +90,23 @@ impl Repository {
             }),
             other => Ok(other),
         }
+    }
+
+    /// As [`Repository::index`], from a cache if that has it. What an id leads to never changes.
+    pub(super) fn cached_index(
+        &self,
+        id: SnapshotId,
+        cache: &Cache,
+    ) -> Result<Option<Index>, IndexFault> {
+        let url = self.objects.url(&Object::Snapshot(id));
+        if let Some(index) = cache.index(&url).filter(|index| index.manifest().id == id) {
+            return Ok(Some(index));
+        }
+        let index = self.index(id)?;
+        if let Some(bytes) = index.as_ref().and_then(|index| index.to_bytes().ok()) {
+            cache.put_index(&url, &bytes);
+        }
+        Ok(index)
     }
 
     fn index_once(&self, id: SnapshotId) -> Result<Option<Index>, IndexFault> {

@@ -22,12 +22,19 @@ use thiserror::Error;
 /// A snapshot that is being made of a packed one; dropped before it is published, it is gone.
 #[derive(Debug)]
 pub struct Import {
-    index: Arc<Index>,
+    files: Files,
     draft: Draft,
-    files: Vec<(File, PathBuf)>,
+    _parent: Option<Lease>,
+}
+
+/// The files of a snapshot that chunks are written to.
+#[derive(Debug)]
+pub(super) struct Files {
+    index: Arc<Index>,
+    // By stream; none for what is left out.
+    files: Vec<Option<(File, PathBuf)>>,
     // Which pages a chunk is: by chunk.
     uses: Vec<Use>,
-    _parent: Option<Lease>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,13 +100,11 @@ impl Import {
         let files = paths.zip(&index.streams).map(|(path, stream)| {
             let file = create_new(&path)?;
             file.set_len(stream.size.get()).at("write", &path)?;
-            Ok((file, path))
+            Ok(Some((file, path)))
         });
         let files = files.collect::<Result<_, FileError>>()?;
         Ok(Self {
-            uses: uses(&index),
-            index,
-            files,
+            files: Files::new(index, files),
             draft,
             _parent: parent,
         })
@@ -110,21 +115,7 @@ impl Import {
     /// # Errors
     /// If a file cannot be written; [`FileError::NoSpace`] if the disk is full.
     pub fn write(&self, chunk: u32, raw: &[u8]) -> Result<(), FileError> {
-        let from = self.uses.partition_point(|one| one.chunk < chunk);
-        for one in self.uses[from..]
-            .iter()
-            .take_while(|one| one.chunk == chunk)
-        {
-            let (file, path) = &self.files[one.stream];
-            let start = index(u64::from(one.at) * PAGE_SIZE);
-            let offset = one.extent.pages.first.offset().get();
-            // A disk need not end with a page.
-            let end = self.index.streams[one.stream].size.get();
-            let len = one.extent.pages.count.bytes().get().min(end - offset);
-            file.write_all_at(&raw[start..start + index(len)], offset)
-                .at("write", path)?;
-        }
-        Ok(())
+        self.files.write(chunk, raw)
     }
 
     /// Publishes the snapshot, all of whose chunks were written.
@@ -132,15 +123,16 @@ impl Import {
     /// # Errors
     /// [`ImportError::Differs`] if memory or disks are not what the manifest records.
     pub fn publish(self) -> Result<Snapshot, ImportError> {
-        let mut manifest = self.index.manifest.clone();
+        let index = &self.files.index;
+        let mut manifest = index.manifest.clone();
         let files = manifest.files;
-        write_file(&self.draft.vmstate_path(), &self.index.vmstate)?;
+        write_file(&self.draft.vmstate_path(), &index.vmstate)?;
         self.draft.seal_file(VMSTATE, record)?;
-        if !self.index.working_set.is_empty() {
-            write_file(&self.draft.dir().join(WORKING_SET), &self.index.working_set)?;
+        if !index.working_set.is_empty() {
+            write_file(&self.draft.dir().join(WORKING_SET), &index.working_set)?;
         }
-        let (memory, path) = &self.files[0];
-        let scanned = seal::read(memory, self.index.pages()?).at("read", path)?;
+        let (memory, path) = self.files.files[0].as_ref().expect("all have a file");
+        let scanned = seal::read(memory, index.pages()?).at("read", path)?;
         let found = self.draft.seal_scanned(memory, scanned, &mut |_| {})?;
         same(path, &found.0, &files.memory)?;
         same(path, &found.1, &files.pages)?;
@@ -159,6 +151,49 @@ impl Import {
         self.draft.sync_disks()?;
         manifest.name = self.draft.name().cloned();
         Ok(self.draft.place(&manifest, &mut |_| {})?)
+    }
+}
+
+impl Files {
+    /// Files for the streams of an index.
+    pub(super) fn new(index: Arc<Index>, files: Vec<Option<(File, PathBuf)>>) -> Self {
+        let uses = uses(&index);
+        Self { index, files, uses }
+    }
+
+    /// The chunks that have something for them.
+    pub(super) fn chunks(&self) -> Vec<u32> {
+        let uses = self.uses.iter();
+        let mut chunks: Vec<u32> = uses
+            .filter(|one| self.files[one.stream].is_some())
+            .map(|one| one.chunk)
+            .collect();
+        chunks.dedup();
+        chunks
+    }
+
+    /// Writes the pages of a chunk, which were proven, to wherever they belong.
+    ///
+    /// # Errors
+    /// If a file cannot be written; [`FileError::NoSpace`] if the disk is full.
+    pub(super) fn write(&self, chunk: u32, raw: &[u8]) -> Result<(), FileError> {
+        let from = self.uses.partition_point(|one| one.chunk < chunk);
+        for one in self.uses[from..]
+            .iter()
+            .take_while(|one| one.chunk == chunk)
+        {
+            let Some((file, path)) = &self.files[one.stream] else {
+                continue;
+            };
+            let start = index(u64::from(one.at) * PAGE_SIZE);
+            let offset = one.extent.pages.first.offset().get();
+            // A disk need not end with a page.
+            let end = self.index.streams[one.stream].size.get();
+            let len = one.extent.pages.count.bytes().get().min(end - offset);
+            file.write_all_at(&raw[start..start + index(len)], offset)
+                .at("write", path)?;
+        }
+        Ok(())
     }
 }
 
@@ -189,6 +224,6 @@ fn same<R: PartialEq>(path: &Path, found: &R, recorded: &R) -> Result<(), Import
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     create_new(path)?.write_all(bytes).at("write", path)
 }

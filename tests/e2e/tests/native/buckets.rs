@@ -14,7 +14,7 @@ use crate::memory::{copies_are_right, filled, goes_on};
 use crate::story;
 
 /// What the store adds to each request.
-const LATENCY: Duration = Duration::from_millis(20);
+pub(crate) const LATENCY: Duration = Duration::from_millis(20);
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
@@ -35,7 +35,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 /// Runs a command that speaks with the store.
-fn tries(rekindle: &Rekindle, s3: &S3, line: &str) -> anyhow::Result<Said> {
+pub(crate) fn tries(rekindle: &Rekindle, s3: &S3, line: &str) -> anyhow::Result<Said> {
     let mut command = rekindle.command(line);
     s3.known_to(&mut command);
     let said = finish(command, line)?;
@@ -47,7 +47,7 @@ fn tries(rekindle: &Rekindle, s3: &S3, line: &str) -> anyhow::Result<Said> {
 const DISK: u64 = 20 << 20;
 
 /// A base and a Diff of it, called `base` and `later`.
-fn lineage(rekindle: &Rekindle) -> anyhow::Result<()> {
+pub(crate) fn lineage(rekindle: &Rekindle) -> anyhow::Result<()> {
     // What cannot be compressed, so that there are several packs.
     let (disk, mut dice) = (rekindle.file("noise"), Dice::of(1));
     let noise: Vec<u8> = (0..DISK / 8)

@@ -19,6 +19,7 @@ mod life;
 mod memory;
 mod networks;
 mod rehearse;
+mod remote;
 mod replay;
 mod takeover;
 mod trace;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         trace::stories(),
         travel::stories(),
         buckets::stories(),
+        remote::stories(),
         life::stories(),
         ends::stories(),
         kills::stories(),

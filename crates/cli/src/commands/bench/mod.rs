@@ -11,6 +11,7 @@ mod machine;
 mod memory;
 mod race;
 mod raw;
+mod remote;
 mod replay;
 mod restore;
 mod stats;
@@ -28,6 +29,7 @@ pub(crate) enum Verb {
     Replay(replay::Replay),
     Takeover(takeover::Takeover),
     Exec(exec::Exec),
+    Remote(remote::Remotely),
     #[command(hide = true)]
     Handler(handler::Serve),
 }
@@ -40,6 +42,7 @@ impl Verb {
             Verb::Replay(replay) => replay.run(context),
             Verb::Takeover(takeover) => takeover.run(context),
             Verb::Exec(exec) => exec.run(context),
+            Verb::Remote(remote) => remote.run(context),
             Verb::Handler(serve) => serve.run(),
         }
     }

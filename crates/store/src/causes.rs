@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// An error with its causes.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -15,16 +15,20 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rekindle_pager::take_descriptor;
+    use crate::layout::Root;
+    use crate::store::Store;
 
     use super::*;
 
     #[test]
     fn an_error_is_told_with_its_causes() {
-        let error = take_descriptor(0).unwrap_err();
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(Root::open(place.path()).unwrap());
+        let error = store.snapshot("no/name").unwrap_err();
         let told = with_causes(&error);
+        let cause = error.source().unwrap().to_string();
         assert!(
-            told.starts_with("cannot open the VM, process 0: "),
+            told.starts_with("\"no/name\" is no name of a snapshot: ") && told.ends_with(&cause),
             "{told}"
         );
     }

@@ -1,0 +1,360 @@
+//! Copies of a snapshot that stays in an object store: they run at once, and every page that a guest sees is right.
+//!
+//! `REKINDLE_REMOTE_RESTORES` says how many restores over a bad line there are; `REKINDLE_SEED` repeats a run.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rekindle_e2e::s3::{Fault, Line, S3, SECRET};
+use rekindle_e2e::{Rekindle, Role, until};
+use rekindle_kit::dice::setting;
+use rekindle_kit::guest::Guest;
+use rekindle_kit::story::Story;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::bare::{large_pattern, pattern};
+use crate::buckets::{LATENCY, lineage, tries};
+use crate::memory::{copies_are_right, goes_on};
+use crate::story;
+
+/// How many restores over a bad line there are unless `REKINDLE_REMOTE_RESTORES` says otherwise.
+const RESTORES: u64 = 10;
+/// How long one of them may take, one way or the other.
+const LONGEST: Duration = Duration::from_secs(90);
+
+pub(crate) fn stories() -> Vec<Story> {
+    let many = Duration::from_secs(60)
+        + Duration::from_secs(20) * u32::try_from(restores()).unwrap_or(u32::MAX);
+    vec![
+        story(
+            "a copy runs from an object store, and the next one fetches nothing",
+            by_url,
+        ),
+        story(
+            "a copy from an object store is the base of a diff only where its parent is",
+            a_diff_of_it,
+        ),
+        story(
+            "all of a snapshot is fetched if that is asked for",
+            all_of_it,
+        ),
+        story(
+            "a page server that dies while it fetches is replaced",
+            killed_while_it_fetches,
+        ),
+        story(
+            "a store that is gone for good, or damaged, ends the VM with the reason",
+            gone_for_good,
+        ),
+        story(
+            "restores over a bad line are right or say why not, and none hangs",
+            over_a_bad_line,
+        )
+        .within(many),
+    ]
+}
+
+fn restores() -> u64 {
+    setting("REKINDLE_REMOTE_RESTORES", RESTORES)
+}
+
+/// A snapshot called `base` in a store, of which no copy ran yet, and its URL.
+fn pushed(rekindle: &Rekindle, line: Line, guest: &Guest) -> anyhow::Result<(S3, String)> {
+    rekindle.boots("original", guest)?;
+    goes_on(rekindle, "original")?;
+    rekindle.does("snapshot create original --name base")?;
+    rekindle.does("rm --force original")?;
+    push(rekindle, line, "base")
+}
+
+fn push(rekindle: &Rekindle, line: Line, name: &str) -> anyhow::Result<(S3, String)> {
+    let s3 = S3::start(&rekindle.file("s3"), line)?;
+    let place = s3.url("a/prefix");
+    tries(rekindle, &s3, &format!("snapshot push {name} {place}"))?.done()?;
+    Ok((s3, format!("{place}/{name}")))
+}
+
+fn learn(rekindle: &Rekindle, snapshot: &str) -> anyhow::Result<()> {
+    rekindle.does(&format!("restore {snapshot} --name teacher"))?;
+    goes_on(rekindle, "teacher")?;
+    rekindle.does("rm --force teacher").map(drop)
+}
+
+fn fetched(rekindle: &Rekindle, vm: &str) -> anyhow::Result<u64> {
+    let told = rekindle.tells(&format!("inspect {vm}"))?;
+    let bytes = told["pager"]["fetched_bytes"].as_u64();
+    bytes.with_context(|| format!("no fetched_bytes: {told}"))
+}
+
+/// Why a VM failed, if it has.
+fn failed(rekindle: &Rekindle, vm: &str) -> anyhow::Result<Option<String>> {
+    let text = fs::read(rekindle.vm(vm).join("record.json"))?;
+    let record: Value = serde_json::from_slice(&text)?;
+    let failed = record["state"] == "failed";
+    Ok(failed.then(|| record["why"].to_string()))
+}
+
+/// No file under a directory has the secret in it, nor any process in its command line.
+fn no_secret(rekindle: &Rekindle) -> anyhow::Result<()> {
+    fn look(dir: &Path) -> anyhow::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                look(&entry.path())?;
+            } else if kind.is_file() && entry.metadata()?.len() < 1 << 20 {
+                let text = fs::read(entry.path())?;
+                let found = text.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
+                ensure!(!found, "{} has the secret", entry.path().display());
+            }
+        }
+        Ok(())
+    }
+    look(rekindle.state())?;
+    for (_, process) in rekindle.processes()? {
+        let line = fs::read(format!("/proc/{}/cmdline", process.pid()))?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        ensure!(!line.contains(SECRET), "{line}");
+    }
+    Ok(())
+}
+
+fn by_url(rekindle: &Rekindle) -> anyhow::Result<()> {
+    lineage(rekindle)?;
+    learn(rekindle, "later")?;
+    let (s3, url) = push(rekindle, Line::of(LATENCY), "later")?;
+    let elsewhere = Rekindle::new()?;
+    let restore = |name: &str| {
+        tries(
+            &elsewhere,
+            &s3,
+            &format!("restore {url} --name {name} --json"),
+        )?
+        .json()
+    };
+    let one = restore("one")?;
+    ensure!(
+        one[0]["origin"]["restore"]["from"]
+            .as_str()
+            .is_some_and(|from| from.starts_with("s3://")),
+        "{one}"
+    );
+    goes_on(&elsewhere, "one")?;
+    no_secret(&elsewhere)?;
+    let told = elsewhere.tells("inspect one")?;
+    ensure!(
+        told["pager"]["fetched_bytes"].as_u64() > Some(0)
+            && told["pager"]["replayed"].as_u64() > Some(0),
+        "{told}"
+    );
+    // Its disk is its own, and whole.
+    let disks: Vec<_> =
+        fs::read_dir(elsewhere.vm("one").join("disks"))?.collect::<Result<_, _>>()?;
+    ensure!(disks.len() == 1, "{disks:?}");
+    ensure!(fs::read(disks[0].path())? == fs::read(rekindle.file("noise"))?);
+
+    let before = (s3.line().packs_read(), s3.line().requests());
+    restore("two")?;
+    goes_on(&elsewhere, "two")?;
+    ensure!(fetched(&elsewhere, "two")? == 0);
+    let after = (s3.line().packs_read(), s3.line().requests());
+    // What its name leads to is asked for.
+    ensure!(
+        after.0 == before.0 && after.1 <= before.1 + 1,
+        "{before:?} {after:?}"
+    );
+
+    for (option, said) in [
+        ("--backend file", "snapshot pull s3://"),
+        ("--verify", "snapshot pull s3://"),
+    ] {
+        let refused = tries(&elsewhere, &s3, &format!("restore {url} {option}"))?.refused(1)?;
+        ensure!(refused.contains(said), "{refused}");
+    }
+    let refused = tries(&elsewhere, &s3, &format!("restore {}x", url))?.refused(1)?;
+    ensure!(
+        refused.contains("there is no snapshot laterx in s3://"),
+        "{refused}"
+    );
+    elsewhere.does("rm --force one two")?;
+    elsewhere.leaves_nothing()
+}
+
+fn a_diff_of_it(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(LATENCY), &pattern())?;
+    let elsewhere = Rekindle::new()?;
+    tries(
+        &elsewhere,
+        &s3,
+        &format!("restore {url} --name copy --track-dirty-pages"),
+    )?
+    .done()?;
+    goes_on(&elsewhere, "copy")?;
+    let refused = elsewhere.refuses("snapshot create copy --name diff --diff")?;
+    ensure!(
+        refused.contains("rekindle snapshot pull s3://"),
+        "{refused}"
+    );
+    goes_on(&elsewhere, "copy")?;
+    tries(&elsewhere, &s3, &format!("snapshot pull {url}"))?.done()?;
+    elsewhere.does("snapshot create copy --name diff --diff")?;
+    goes_on(&elsewhere, "copy")?;
+    elsewhere.does("snapshot verify diff")?;
+    copies_are_right(&elsewhere, "diff")?;
+    // All of it is read for this one.
+    elsewhere.does("snapshot create copy --name full")?;
+    elsewhere.does("rm --force copy")?;
+    copies_are_right(&elsewhere, "full")?;
+    elsewhere.leaves_nothing()
+}
+
+fn all_of_it(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(LATENCY), &large_pattern())?;
+    let packs = fs::read_dir(s3.file("a/prefix/packs"))?;
+    let packs: Vec<u64> = packs
+        .map(|pack| Ok(pack?.metadata()?.len()))
+        .collect::<anyhow::Result<_>>()?;
+    let all: u64 = packs.iter().sum();
+    let elsewhere = Rekindle::new()?;
+    // A guest that stands still asks for nothing.
+    tries(
+        &elsewhere,
+        &s3,
+        &format!("restore {url} --name copy --paused --prefetch all"),
+    )?
+    .done()?;
+    until("all is fetched", || Ok(s3.line().packs_read() >= all))?;
+    s3.line().goes_wrong(100, &[Fault::Internal]);
+    elsewhere.does("resume copy")?;
+    goes_on(&elsewhere, "copy")?;
+    elsewhere.does("rm --force copy")?;
+    elsewhere.leaves_nothing()
+}
+
+fn killed_while_it_fetches(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(4 * LATENCY), &pattern())?;
+    let elsewhere = Rekindle::new()?;
+    tries(&elsewhere, &s3, &format!("restore {url} --name copy"))?.done()?;
+    for _ in 0..3 {
+        let before = s3.line().packs_read();
+        until("it fetches", || Ok(s3.line().packs_read() > before))?;
+        let pager = elsewhere.one(Role::Pager)?;
+        let pid = Pid::from_raw(pager.pid()).context("a pid")?;
+        kill_process(pid, Signal::KILL)?;
+        until("another one serves", || {
+            let told = elsewhere.tells("inspect copy")?;
+            Ok(told["pager"]["takeovers"].as_u64() > Some(0)
+                && elsewhere
+                    .one(Role::Pager)
+                    .is_ok_and(|now| now.pid() != pager.pid()))
+        })?;
+    }
+    goes_on(&elsewhere, "copy")?;
+    elsewhere.does("rm --force copy")?;
+    elsewhere.leaves_nothing()
+}
+
+fn gone_for_good(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(LATENCY), &large_pattern())?;
+    let elsewhere = Rekindle::new()?;
+    let restore = |name: &str| {
+        tries(
+            &elsewhere,
+            &s3,
+            &format!("restore {url} --name {name} --patience 3s --paused"),
+        )?
+        .done()
+    };
+    let ends_with = |name: &str, why: &str| -> anyhow::Result<()> {
+        elsewhere.does(&format!("resume {name}"))?;
+        until("the VM has failed", || {
+            Ok(failed(&elsewhere, name)?.is_some())
+        })?;
+        let said = failed(&elsewhere, name)?.unwrap_or_default();
+        ensure!(
+            said.contains("cannot be fetched") && said.contains(why) && !said.contains(SECRET),
+            "{said}"
+        );
+        ensure!(!elsewhere.output(name)?.contains('X'));
+        elsewhere.does(&format!("rm --force {name}"))?;
+        let _ = fs::remove_dir_all(elsewhere.state().join("cache"));
+        Ok(())
+    };
+    for (name, fault) in [("silent", Fault::Silence), ("ill", Fault::Internal)] {
+        restore(name)?;
+        s3.line().goes_wrong(100, &[fault]);
+        ends_with(name, "there was no good answer")?;
+        s3.line().goes_wrong(0, &[]);
+    }
+    restore("damaged")?;
+    for pack in fs::read_dir(s3.file("a/prefix/packs"))? {
+        let path = pack?.path();
+        let bytes: Vec<u8> = fs::read(&path)?.iter().map(|byte| byte ^ 1).collect();
+        fs::write(&path, bytes)?;
+    }
+    ends_with("damaged", "is damaged: the chunk at")?;
+    elsewhere.leaves_nothing()
+}
+
+fn over_a_bad_line(rekindle: &Rekindle) -> anyhow::Result<()> {
+    rekindle.boots("original", &pattern())?;
+    goes_on(rekindle, "original")?;
+    rekindle.does("snapshot create original --name base")?;
+    rekindle.does("rm --force original")?;
+    learn(rekindle, "base")?;
+    let (s3, url) = push(rekindle, Line::of(LATENCY), "base")?;
+    let seed = s3.line().goes_wrong(20, &Fault::ALL);
+    let elsewhere = Rekindle::new()?;
+    let (mut right, all) = (0, restores());
+    for round in 0..all {
+        let told = |what: String| format!("round {round}, REKINDLE_SEED={seed}: {what}");
+        let begun = Instant::now();
+        let name = format!("copy-{round}");
+        let said = tries(
+            &elsewhere,
+            &s3,
+            &format!("restore {url} --name {name} --patience 8s"),
+        )?;
+        if said.status == Some(0) {
+            right += u64::from(
+                comes_to_an_end(&elsewhere, &name, begun).with_context(|| told(String::new()))?,
+            );
+            elsewhere.does(&format!("rm --force {name}"))?;
+        } else {
+            ensure!(said.err.contains("s3://"), "{}", told(format!("{said:?}")));
+        }
+        ensure!(
+            begun.elapsed() < LONGEST,
+            "{}",
+            told(format!("{:?}", begun.elapsed()))
+        );
+        // Nothing of the round before helps.
+        let _ = fs::remove_dir_all(elsewhere.state().join("cache"));
+        elsewhere.leaves_nothing()?;
+    }
+    println!("{right} of {all} restores over a bad line were right, the others said why not");
+    // One fault in five is what retries are for.
+    ensure!(right * 10 >= all * 7, "{right} of {all}, seed {seed}");
+    Ok(())
+}
+
+/// Whether a guest found all its pages right twice, or else its VM failed because a page could not be fetched.
+fn comes_to_an_end(rekindle: &Rekindle, vm: &str, begun: Instant) -> anyhow::Result<bool> {
+    while begun.elapsed() < LONGEST {
+        let output = rekindle.output(vm)?;
+        ensure!(!output.contains('X'), "a page was wrong: {output}");
+        if let Some(why) = failed(rekindle, vm)? {
+            ensure!(why.contains("cannot be fetched"), "{why}");
+            return Ok(false);
+        }
+        // The first pass was begun before the snapshot.
+        if output.matches('v').count() >= 3 {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("{vm} hangs")
+}
