@@ -1,5 +1,6 @@
 //! `rekindle setup`.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -46,6 +47,12 @@ impl Setup {
             "firecracker   {}",
             installed_firecracker(&root).display()
         ))?;
+        if let Some(jailer) = &firecracker.jailer {
+            // Beside it, where it is looked for.
+            let place = installed_firecracker(&root).with_file_name("jailer");
+            install(jailer, &place)?;
+            output::line(format!("jailer        {}", place.display()))?;
+        }
         if !self.no_guest {
             guest(&root, &assets)?;
             debian(context, &root, self.debian)?;
@@ -75,6 +82,7 @@ fn guest(root: &Root, assets: &Assets) -> Result<()> {
     ))?;
     let image = root.images().join(format!("{BASE_IMAGE}.ext4"));
     assets.base_image(&image)?;
+    let_others_read(&image)?;
     output::line(format!("base image    {}", image.display()))?;
     Ok(())
 }
@@ -91,7 +99,17 @@ fn install(file: &Path, place: &Path) -> Result<()> {
         .with_context(|| format!("cannot install {}", place.display()))?;
     // Two names of one file are left as they are by a rename.
     let _ = std::fs::remove_file(&next);
-    Ok(())
+    let_others_read(place)
+}
+
+/// Jailed VMs read it without a copy then; the directories around it keep all others out.
+fn let_others_read(file: &Path) -> Result<()> {
+    let open = || {
+        let mut permissions = file.metadata()?.permissions();
+        permissions.set_mode(permissions.mode() | 0o444);
+        std::fs::set_permissions(file, permissions)
+    };
+    open().with_context(|| format!("cannot let others read {}", file.display()))
 }
 
 pub(super) fn tell(event: &Event<'_>) {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use rekindle_firecracker::Jailer;
 use rekindle_store::Root;
 use rekindle_store::collect;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, Uid};
 
 use self::cgroup::Groups;
 pub use self::uids::{UIDS_VARIABLE, UidError};
@@ -42,6 +42,8 @@ pub(crate) const JAIL: &str = "jail";
 const NEXT: &str = ".next";
 /// How much larger than what Firecracker has to write a file of its may become.
 const SLACK: u64 = 64 << 20;
+/// What the jailer makes beside its copy of Firecracker, generously.
+const ROOM: u64 = 128 << 10;
 /// How many files it may have open.
 const OPEN_FILES: u64 = 2048;
 
@@ -173,6 +175,7 @@ impl Jail {
         for name in leaves.iter().chain(&sockets) {
             remove_all(&self.path.join(name)).map_err(at(self.path.join(name)))?;
         }
+        self.check_room(&programs.firecracker)?;
         let own = |drive: &&crate::vm::config::Drive| drive.access == Access::OwnCopy;
         let drives = machine.drives.iter().filter(own);
         let sizes = drives.filter_map(|drive| Some(drive.source.metadata().ok()?.len()));
@@ -183,6 +186,21 @@ impl Jail {
                 .file_size(memory.max(largest) + SLACK)
                 .open_files(OPEN_FILES),
         )
+    }
+
+    /// Whether there is room for the jailer's copy of Firecracker: it dies without a word that could be written down.
+    fn check_room(&self, firecracker: &Path) -> Result<(), JailError> {
+        let path = self.path.join("room");
+        let room = firecracker.metadata().map_err(at(firecracker))?.len();
+        let reserve = || -> io::Result<()> {
+            let file = File::create_new(&path)?;
+            let all = FallocateFlags::empty();
+            rustix::fs::fallocate(&file, all, 0, room + ROOM)?;
+            Ok(())
+        };
+        let reserved = reserve();
+        let removed = remove_all(&path);
+        reserved.and(removed).map_err(at(&path))
     }
 
     /// Limits what whoever is locked in it may use.

@@ -19,6 +19,9 @@ use crate::agent::hello;
 use crate::jail::{Jail, JailError};
 use crate::net::{NetError, Place};
 
+/// How the jailer begins when it gives up.
+const JAILER_SAYS: &str = "Jailer error: ";
+
 /// How long Firecracker may take until its API answers.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,13 +40,11 @@ pub enum StartError {
     /// Its jail could not be made.
     #[error(transparent)]
     Jail(#[from] JailError),
-    /// It, or its jailer, ended before that.
-    #[error("firecracker ended before its API answered ({exit}){}", said_last(.said))]
-    Died {
-        /// How it ended.
-        exit: String,
-        /// What it said last.
-        said: Vec<String>,
+    /// Its jailer did not start it.
+    #[error("the jailer cannot start firecracker: {said}")]
+    Jailer {
+        /// What it said.
+        said: String,
     },
     /// Its API never answered.
     #[error("firecracker did not get ready")]
@@ -125,26 +126,16 @@ fn clear_sockets(dir: &VmDir) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The same failure, with what Firecracker or its jailer said where its guest's output goes.
+/// The same failure, in the jailer's words if it was its.
 pub(crate) async fn with_last_words(failure: StartError, console: &mut Console) -> StartError {
-    match failure {
-        StartError::Ready(ReadyError::Died { exit }) => {
-            console.finish().await;
-            StartError::Died {
-                exit: exit.to_string(),
-                said: console.last_output_lines(super::LOG_LINES),
-            }
-        }
-        other => other,
+    if !matches!(failure, StartError::Ready(ReadyError::Died { .. })) {
+        return failure;
     }
-}
-
-/// As the end of an error.
-fn said_last(said: &[String]) -> String {
-    match said {
-        [] => String::new(),
-        lines => format!("; it said:\n  {}", lines.join("\n  ")),
-    }
+    // It says so where its guest's output would go.
+    console.finish().await;
+    let lines = console.last_output_lines(super::LOG_LINES);
+    let said = lines.iter().find_map(|line| line.strip_prefix(JAILER_SAYS));
+    said.map_or(failure, |said| StartError::Jailer { said: said.into() })
 }
 
 /// Firecracker removes none of its sockets.

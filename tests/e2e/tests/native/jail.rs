@@ -87,6 +87,9 @@ fn locked_in(rekindle: &Rekindle) -> anyhow::Result<()> {
         ensure!(status["Groups"].is_empty(), "{status:?}");
         ensure!(status["CapEff"] == "0000000000000000", "{status:?}");
         ensure!(status["NSpid"] == format!("{pid} 1"), "{status:?}");
+        // SIGPIPE stays blocked: a client that hangs up must not cost the guest.
+        let blocked = u64::from_str_radix(&status["SigBlk"], 16)?;
+        ensure!(blocked >> (13 - 1) & 1 == 1, "{status:?}");
         // Upstream's filters, once the guest runs.
         ensure!(status["Seccomp"] == "2", "{status:?}");
         let (inside, jail) = (
@@ -286,7 +289,7 @@ fn refusals(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     // A jailer that is none says so itself.
     let said = with("REKINDLE_JAILER", "/bin/false")?;
-    ensure!(said.contains("ended before its API answered"), "{said}");
+    ensure!(said.contains("died before its API answered"), "{said}");
     ensure!(rekindle.vms()?.is_empty());
     nothing_outside(rekindle)
 }
