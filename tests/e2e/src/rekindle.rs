@@ -377,7 +377,26 @@ impl Rekindle {
         }
         self.removes_snapshots()?;
         self.before.assert_same_within(PARTING);
+        let groups = self.control_groups()?;
+        ensure!(groups.is_empty(), "leaked: {groups:?}");
         Ok(())
+    }
+
+    /// The directories of this state directory's control groups.
+    ///
+    /// # Errors
+    /// When the host does not tell what it mounts.
+    pub fn control_groups(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let Ok(installation) = std::fs::read_link(self.state.join("installation")) else {
+            return Ok(Vec::new());
+        };
+        let name = format!("rekindle-{}", installation.display());
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let groups = places.map(|place| Path::new(place).join(&name));
+        Ok(groups
+            .filter(|group| group.starts_with("/sys/fs/cgroup") && group.exists())
+            .collect())
     }
 
     /// Newest first: what builds on another goes before it.

@@ -52,19 +52,8 @@ fn status(pid: i32) -> anyhow::Result<HashMap<String, String>> {
         .collect())
 }
 
-/// The control groups of a state directory's jailed VMs.
-fn groups(rekindle: &Rekindle) -> anyhow::Result<Vec<String>> {
-    let installation = fs::read_link(rekindle.state().join("installation"))?;
-    let name = format!("rekindle-{}", installation.display());
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    let groups = places.filter(|place| place.starts_with("/sys/fs/cgroup"));
-    let groups = groups.map(|place| format!("{place}/{name}"));
-    Ok(groups.filter(|group| fs::metadata(group).is_ok()).collect())
-}
-
 fn nothing_outside(rekindle: &Rekindle) -> anyhow::Result<()> {
-    let groups = groups(rekindle)?;
+    let groups = rekindle.control_groups()?;
     ensure!(groups.is_empty(), "{groups:?}");
     let users = fs::read_dir(rekindle.state().join("uids"))?.count();
     ensure!(users == 0, "{users} users are taken");

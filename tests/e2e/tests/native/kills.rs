@@ -4,7 +4,7 @@
 //! `REKINDLE_KILLS` says how many kills at random moments there are; `REKINDLE_SEED` repeats a run.
 
 use std::fmt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -394,7 +394,10 @@ fn each_step_of_a_start(rekindle: &Rekindle) -> anyhow::Result<()> {
             Victim::All,
             VICTIMS[dice.up_to(6)],
         ] {
-            let mut verb = start(rekindle, (n % 4 == 3).then_some(""))?;
+            let mut verb = match n % 4 {
+                3 => boot(rekindle, "")?,
+                _ => copy(rekindle, "")?,
+            };
             let path = rekindle.vm("k").join(step);
             until("the step is reached", || {
                 Ok(path.exists() || verb.try_wait()?.is_some())
@@ -412,6 +415,7 @@ fn random_moments(rekindle: &Rekindle) -> anyhow::Result<()> {
         times: kills(),
         within: Duration::from_millis(150),
         boots: "",
+        copies: "",
     };
     at.play(rekindle, |_| Ok(()))
 }
@@ -422,8 +426,10 @@ pub(crate) struct Moments<'a> {
     pub(crate) times: u64,
     /// How long after the start at the latest.
     pub(crate) within: Duration,
-    /// What options are booted with. Copies have those of the snapshot `base`.
+    /// With what options VMs are booted, …
     pub(crate) boots: &'a str,
+    /// … and with what options copies of `base` are restored; what the snapshot says, they have anyway.
+    pub(crate) copies: &'a str,
 }
 
 impl Moments<'_> {
@@ -441,7 +447,10 @@ impl Moments<'_> {
             let victim = VICTIMS[dice.up_to(VICTIMS.len())];
             let delay = Duration::from_micros(dice.up_to(micros) as u64);
             let boots = dice.up_to(2) == 0;
-            let mut verb = start(rekindle, boots.then_some(self.boots))?;
+            let mut verb = match boots {
+                true => boot(rekindle, self.boots)?,
+                false => copy(rekindle, self.copies)?,
+            };
             std::thread::sleep(delay);
             let survived = survives(rekindle, &mut verb, victim).and_then(|()| after(rekindle));
             survived
@@ -451,15 +460,18 @@ impl Moments<'_> {
     }
 }
 
-/// Starts `k`, from a kernel with these options, or from the snapshot.
-fn start(rekindle: &Rekindle, boots: Option<&str>) -> anyhow::Result<Child> {
-    let mut verb = match boots {
-        Some(options) => {
-            let guest = rekindle.guest(&counter())?;
-            rekindle.command(&format!("run {guest} --name k --detach {options}"))
-        }
-        None => rekindle.command("restore base --name k"),
-    };
+/// Starts `k`, from a kernel, with these options.
+fn boot(rekindle: &Rekindle, options: &str) -> anyhow::Result<Child> {
+    let guest = rekindle.guest(&counter())?;
+    begin(rekindle.command(&format!("run {guest} --name k --detach {options}")))
+}
+
+/// Starts `k`, from the snapshot, with these options.
+fn copy(rekindle: &Rekindle, options: &str) -> anyhow::Result<Child> {
+    begin(rekindle.command(&format!("restore base --name k {options}")))
+}
+
+fn begin(mut verb: Command) -> anyhow::Result<Child> {
     Ok(verb.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
