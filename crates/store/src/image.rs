@@ -29,7 +29,7 @@ use thiserror::Error;
 
 pub use build::{Draft, PublishError};
 pub use record::{Config, RECORD_VERSION, Record, RecordError};
-pub use remove::{Mode, RemoveError, User, Users, collect, remove, snapshots_on};
+pub use remove::{Mode, RemoveError, User, Users, collect, nameless_in_use, remove, snapshots_on};
 
 /// The name of an image, or of the file with its contents: 1 to 64 letters, digits, `.`, `_` and `-`, the first a letter or a digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //!   control.sock ─▶ server ─▶ queue ─▶ one task that owns the Vm ◀─ deaths (pidfd), time to live
 //! ```
 
+pub(crate) mod abandoned;
 pub(crate) mod client;
 pub(crate) mod job;
 pub(crate) mod keeper;

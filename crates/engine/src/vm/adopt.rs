@@ -303,7 +303,8 @@ pub async fn end_workers_in(dir: &VmDir) {
     }
 }
 
-fn workers_in(dir: &VmDir) -> Vec<ProcessId> {
+/// The workers that [`end_workers_in`] would kill.
+pub fn workers_in(dir: &VmDir) -> Vec<ProcessId> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };

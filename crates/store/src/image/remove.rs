@@ -100,26 +100,50 @@ pub fn remove(root: &Root, name: &ImageName, users: &Users<'_>) -> Result<(), Re
 pub fn collect(root: &Root, mode: Mode, users: &Users<'_>) -> Result<Vec<PathBuf>, FileError> {
     let _lock = lock(root)?;
     let mut found = dead_drafts(root)?;
-    let named: Vec<ImageName> = list(root)?
-        .into_iter()
-        .filter_map(|listed| Some(listed.found.ok()?.image.name))
-        .collect();
-    let dir = root.images();
-    for entry in dir.read_dir().at("list", &dir)? {
-        let path = entry.at("list", &dir)?.path();
-        let contents = stem(&path)
-            .and_then(|stem| stem.parse::<ImageName>().ok())
-            .filter(|name| name.digest().is_some() && !named.contains(name));
-        if let Some(contents) = contents
-            && users(&contents)?.is_empty()
-        {
-            found.push(path);
+    for contents in nameless(root)? {
+        if users(&contents)?.is_empty() {
+            found.push(contents.path(root));
         }
     }
     if mode == Mode::Reclaim {
         found.iter().try_for_each(|path| remove_file(path))?;
     }
     Ok(found)
+}
+
+/// Contents that no name leads to and that stay, and who needs them.
+///
+/// # Errors
+/// If something cannot be read.
+pub fn nameless_in_use(
+    root: &Root,
+    users: &Users<'_>,
+) -> Result<Vec<(ImageName, Vec<User>)>, FileError> {
+    let _lock = lock(root)?;
+    let mut kept = Vec::new();
+    for contents in nameless(root)? {
+        let users = users(&contents)?;
+        if !users.is_empty() {
+            kept.push((contents, users));
+        }
+    }
+    Ok(kept)
+}
+
+/// Contents that no name leads to.
+fn nameless(root: &Root) -> Result<Vec<ImageName>, FileError> {
+    let named: Vec<ImageName> = list(root)?
+        .into_iter()
+        .filter_map(|listed| Some(listed.found.ok()?.image.name))
+        .collect();
+    let dir = root.images();
+    let mut nameless = Vec::new();
+    for entry in dir.read_dir().at("list", &dir)? {
+        let path = entry.at("list", &dir)?.path();
+        let contents = stem(&path).and_then(|stem| stem.parse::<ImageName>().ok());
+        nameless.extend(contents.filter(|name| name.digest().is_some() && !named.contains(name)));
+    }
+    Ok(nameless)
 }
 
 /// The snapshots that need those contents.

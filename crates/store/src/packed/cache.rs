@@ -111,16 +111,7 @@ impl Cache {
         let Ok(TryLock::Taken) = dir.try_lock(FlockOperation::NonBlockingLockExclusive) else {
             return;
         };
-        let Ok(entries) = self.dir.read_dir() else {
-            return;
-        };
-        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let metadata = entry.metadata().ok()?;
-                Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-            })
-            .collect();
+        let mut files = self.files();
         let mut size: u64 = files.iter().map(|(_, size, _)| size).sum();
         files.sort_unstable();
         for (_, its, path) in files {
@@ -131,6 +122,22 @@ impl Cache {
                 size -= its;
             }
         }
+    }
+
+    /// How much of the disk it takes.
+    pub fn size(&self) -> ByteSize {
+        ByteSize::new(self.files().iter().map(|(_, size, _)| size).sum())
+    }
+
+    /// When each file was last wanted, its size in bytes, and where it is.
+    fn files(&self) -> Vec<(SystemTime, u64, PathBuf)> {
+        let entries = self.dir.read_dir().into_iter().flatten();
+        let files = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok()?;
+            Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+        });
+        files.collect()
     }
 
     fn path(&self, chunk: &Chunk) -> PathBuf {

@@ -70,9 +70,10 @@ fn the_cache_is_bounded_and_what_was_wanted_last_stays() {
         file.set_modified(old).unwrap();
     }
     let first = all[0].metadata().unwrap().len();
-    Cache::open(there.store.root(), ByteSize::new(first))
-        .unwrap()
-        .trim();
+    let cache = Cache::open(there.store.root(), ByteSize::new(first)).unwrap();
+    assert!(cache.size().get() > first);
+    cache.trim();
+    assert_eq!(cache.size().get(), first);
     assert!(all.len() > 2);
     assert_eq!(cached(&there), [all[0].clone()]);
 }

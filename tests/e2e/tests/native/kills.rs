@@ -50,6 +50,10 @@ pub(crate) fn stories() -> Vec<Story> {
             nobody_left_to_tell,
         ),
         story(
+            "gc reclaims VMs that nobody can have back, and says what it keeps and why",
+            abandoned,
+        ),
+        story(
             "a monitor killed in a snapshot leaves the guest running",
             killed_in_a_snapshot,
         ),
@@ -323,6 +327,53 @@ fn nobody_left_to_tell(rekindle: &Rekindle) -> anyhow::Result<()> {
         vms[0]["state"] == "failed" && vms[0]["why"]["kind"] == "vanished",
         "{vms:?}"
     );
+    Ok(())
+}
+
+fn abandoned(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let says = |line: &str, word: &str| -> anyhow::Result<()> {
+        let said = rekindle.does(line)?;
+        ensure!(
+            said.contains(word),
+            "`{line}` does not say {word:?}: {said}"
+        );
+        Ok(())
+    };
+    a_copy(rekindle)?;
+    kill(rekindle, Victim::All)?;
+    says("gc --dry-run", "would go  VM copy: its monitor was killed")?;
+    ensure!(rekindle.vm("copy").exists());
+    says("gc", "removed   VM copy: its monitor was killed")?;
+    ensure!(!rekindle.vm("copy").exists() && rekindle.vms()?.is_empty());
+    // One that another command has found dead before.
+    rekindle.does("restore base --name copy")?;
+    kill(rekindle, Victim::All)?;
+    ensure!(truth(rekindle)?[0]["why"]["kind"] == "vanished");
+    says("gc", "removed   VM copy: firecracker")?;
+    // One that runs is nobody's to remove, with or without its monitor.
+    rekindle.does("restore base --name copy")?;
+    ensure!(rekindle.does("gc")?.is_empty());
+    for role in [Role::Keeper, Role::Monitor] {
+        rekindle.one(role)?.kill(SOON)?;
+    }
+    says("gc", "kept      VM copy: it runs without its monitor")?;
+    ensure!(truth(rekindle)?[0]["state"] == "running");
+    goes_on(rekindle, "copy")?;
+    // What ended while somebody looked is read by somebody.
+    let made = rekindle.tells("snapshot create copy --json")?;
+    rekindle.does("stop copy --grace 0")?;
+    says("gc", "kept      VM copy: it has ended")?;
+    let id = made["id"].as_str().context("an id")?;
+    says("gc", &format!("kept      snapshot {id}: it has no name"))?;
+    // Of what was fetched, as much as is allowed.
+    let cache = rekindle.state().join("cache");
+    std::fs::create_dir_all(&cache)?;
+    std::fs::write(cache.join("chunk"), vec![1; 3 << 20])?;
+    says("gc --dry-run --cache 2", "1 MiB would go")?;
+    says("gc", "cache     3 MiB of chunks")?;
+    let said = rekindle.tells("gc --cache 2 --json")?;
+    ensure!(said["cache"]["removed_bytes"] == 3 << 20, "{said}");
+    ensure!(said["kept"][0]["what"] == "VM copy", "{said}");
     Ok(())
 }
 
