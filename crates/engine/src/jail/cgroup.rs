@@ -34,6 +34,9 @@ const MOUNTS: &str = "/proc/self/mounts";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// … and how often it is asked.
 const LOOK: Duration = Duration::from_millis(2);
+/// The limit of memory, in either version.
+const MEMORY_V1: &str = "memory.limit_in_bytes";
+const MEMORY_V2: &str = "memory.max";
 /// Those of [`limits`].
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
@@ -53,8 +56,8 @@ fn limits(machine: &Machine) -> [Limit; 3] {
     [
         Limit {
             controller: CONTROLLERS[0],
-            v1: vec![("memory.limit_in_bytes", memory.to_string())],
-            v2: ("memory.max", memory.to_string()),
+            v1: vec![(MEMORY_V1, memory.to_string())],
+            v2: (MEMORY_V2, memory.to_string()),
         },
         Limit {
             controller: CONTROLLERS[1],
@@ -213,16 +216,41 @@ fn note(dir: &VmDir, groups: &[&PathBuf]) -> Result<(), JailError> {
         .map_err(at(dir.file(CGROUPS)))
 }
 
+/// Lets a VM use so much more memory. What its Firecracker writes into files counts as its own: the kernel gives that back
+/// when the file is on a disk, and cannot when the file system is in memory.
+pub(super) fn allow_more(dir: &VmDir, bytes: u64) -> Result<(), JailError> {
+    for group in noted(dir)? {
+        for file in [MEMORY_V1, MEMORY_V2].map(|file| group.join(file)) {
+            let Ok(limit) = fs::read_to_string(&file) else {
+                continue;
+            };
+            // One that somebody has lifted says `max`.
+            if let Ok(limit) = limit.trim().parse::<u64>() {
+                write(file, &limit.saturating_add(bytes).to_string())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The groups that were written down for a VM.
+fn noted(dir: &VmDir) -> Result<Vec<PathBuf>, JailError> {
+    let path = dir.file(CGROUPS);
+    match fs::read_to_string(&path) {
+        Ok(lines) => Ok(lines.lines().map(PathBuf::from).collect()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(at(path)(e)),
+    }
+}
+
 /// Removes the groups of a VM whose processes are dead.
 pub(super) fn release(dir: &VmDir, _hold: &Hold) -> Result<(), JailError> {
+    noted(dir)?.iter().try_for_each(|group| remove(group))?;
     let path = dir.file(CGROUPS);
-    let lines = match fs::read_to_string(&path) {
-        Ok(lines) => lines,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(at(path)(e)),
-    };
-    lines.lines().map(Path::new).try_for_each(remove)?;
-    fs::remove_file(&path).map_err(at(path))
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a group, and the one that all are in if it was the last.

@@ -323,6 +323,7 @@ impl Vm {
         let jail = Jail::of(self.dir())?;
         let files = [(draft.vmstate_path(), STATE), (draft.memory_path(), MEMORY)];
         if let Some(jail) = &jail {
+            jail.allow_more(self.dir(), u64::from(self.record.machine.memory_mib) << 20)?;
             for (file, name) in &files {
                 jail.lend(file, name)?;
             }
