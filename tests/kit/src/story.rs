@@ -3,7 +3,7 @@
 //! ```text
 //!   story ── Ok ──────────────▶ ok
 //!         ── Err(Skipped) ────▶ ignored, and `SKIPPED <story>: <reason>` at the end
-//!         ── Err, panic, late ▶ failed
+//!         ── Err, panic, late ▶ failed; a late one may be told once more
 //! ```
 //!
 //! For test targets with `harness = false`; it takes the arguments that `cargo test` gives.
@@ -31,26 +31,29 @@ const CLEAN_UP: Duration = Duration::from_secs(60);
 pub struct Story {
     name: &'static str,
     limit: Duration,
-    tell: Box<dyn FnOnce() -> anyhow::Result<()> + Send>,
+    tell: Arc<dyn Fn() -> anyhow::Result<()> + Send + Sync>,
     clean_up: Option<fn()>,
+    /// How often it may be told.
+    tries: u32,
 }
 
 impl Story {
     /// A story whose name is a sentence.
     pub fn new(
         name: &'static str,
-        tell: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+        tell: impl Fn() -> anyhow::Result<()> + Send + Sync + 'static,
     ) -> Story {
         Story {
             name,
             limit: LIMIT,
-            tell: Box::new(tell),
+            tell: Arc::new(tell),
             clean_up: None,
+            tries: 1,
         }
     }
 
     /// A story that is told by a future, on a current-thread runtime of its own.
-    pub fn future<F>(name: &'static str, tell: impl FnOnce() -> F + Send + 'static) -> Story
+    pub fn future<F>(name: &'static str, tell: impl Fn() -> F + Send + Sync + 'static) -> Story
     where
         F: Future<Output = anyhow::Result<()>>,
     {
@@ -77,9 +80,29 @@ impl Story {
         self
     }
 
-    fn run(self) -> anyhow::Result<()> {
+    /// One that is late is told once more, and says so: where the machine itself loses a guest now and then, which the
+    /// story cannot tell from its own fault. One that fails is not.
+    #[must_use]
+    pub fn again_if_late(mut self) -> Story {
+        self.tries = 2;
+        self
+    }
+
+    fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            self.tries -= 1;
+            match self.try_it() {
+                Err(error) if error.is::<Late>() && self.tries > 0 => {
+                    println!("{error}; told once more");
+                }
+                end => return end,
+            }
+        }
+    }
+
+    fn try_it(&self) -> anyhow::Result<()> {
         let (sender, receiver) = mpsc::channel();
-        let tell = self.tell;
+        let tell = Arc::clone(&self.tell);
         let teller = thread::Builder::new()
             .name(self.name.to_owned())
             .spawn(move || {
@@ -92,7 +115,7 @@ impl Story {
                 if let Some(clean_up) = self.clean_up {
                     run_for(CLEAN_UP, clean_up);
                 }
-                anyhow::bail!("not over after {:?}", self.limit)
+                Err(Late(self.limit).into())
             }
             Err(RecvTimeoutError::Disconnected) => match teller.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -101,6 +124,11 @@ impl Story {
         }
     }
 }
+
+/// A story that was not over in time.
+#[derive(Debug, thiserror::Error)]
+#[error("not over after {0:?}")]
+struct Late(Duration);
 
 /// Runs something, and goes on without it when it takes too long.
 fn run_for(time: Duration, what: fn()) {
@@ -155,7 +183,7 @@ fn outcome(story: Story, skips: &Mutex<Vec<String>>) -> Result<Completion, Faile
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
     use libtest_mimic::Completion;
@@ -205,6 +233,29 @@ mod tests {
         let hangs = Story::new("it hangs", hangs).within(Duration::from_millis(5));
         hangs.or_else(clean_up).run().unwrap_err();
         assert!(CLEAN.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn only_a_late_story_is_told_again_and_only_where_it_may_be() {
+        static TOLD: AtomicU32 = AtomicU32::new(0);
+        let late_at_first = || {
+            if TOLD.fetch_add(1, Ordering::Relaxed) == 0 {
+                std::thread::sleep(Duration::from_secs(5));
+            }
+            anyhow::bail!("it fails in time")
+        };
+        let story = || Story::new("it is late", late_at_first).within(Duration::from_millis(50));
+        let end = story().again_if_late().run().unwrap_err().to_string();
+        assert_eq!(
+            (end.as_str(), TOLD.load(Ordering::Relaxed)),
+            ("it fails in time", 2)
+        );
+        TOLD.store(0, Ordering::Relaxed);
+        let end = story().run().unwrap_err().to_string();
+        assert_eq!(
+            (end.as_str(), TOLD.load(Ordering::Relaxed)),
+            ("not over after 50ms", 1)
+        );
     }
 
     #[test]
