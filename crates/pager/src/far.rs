@@ -127,6 +127,12 @@ impl Far {
     /// Has a chunk fetched, and `reply` called by whoever fetches it.
     pub(crate) fn want(&self, key: Key, haste: Haste, reply: Reply) {
         let mut queue = self.shared.queue();
+        // It may have come since it was looked for.
+        let recent = self.shared.recent().get(key);
+        if let Some(raw) = recent {
+            drop(queue);
+            return reply(Ok(raw));
+        }
         let waiting = queue.waiting.entry(key).or_default();
         waiting.replies.push(reply);
         let first = waiting.replies.len() == 1;
@@ -223,11 +229,15 @@ impl Shared {
                 continue;
             };
             drop(queue);
-            self.fetch(layer, &run, haste);
+            self.fetch(UnderWay {
+                far: self,
+                layer,
+                left: run.chunks().to_vec(),
+                run,
+                haste,
+                why: Unfetched("the thread that fetched it panicked".into()),
+            });
             queue = self.queue();
-            if haste == Haste::Later {
-                queue.later_under_way -= 1;
-            }
         }
     }
 
@@ -278,7 +288,9 @@ impl Shared {
         queue.waiting.contains_key(&key) || self.cache.as_ref().is_some_and(lacks)
     }
 
-    fn fetch(&self, layer: u8, run: &Run, haste: Haste) {
+    fn fetch(&self, mut under_way: UnderWay<'_>) {
+        let (layer, haste) = (under_way.layer, under_way.haste);
+        let UnderWay { run, left, .. } = &mut under_way;
         let fetch = Fetch {
             objects: &*self.objects,
             cache: self.cache.as_ref(),
@@ -288,14 +300,12 @@ impl Shared {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let fetched = fetch.together::<FetchError>(index, run, &mut |chunk, raw| {
             let raw = raw.map(Arc::new).map_err(|error| in_words(&error));
+            left.retain(|other| *other != chunk);
             self.came(Key { layer, chunk }, haste, raw);
             Ok(())
         });
         if let Err(error) = fetched {
-            let why = in_words(&error);
-            for &chunk in run.chunks() {
-                self.came(Key { layer, chunk }, haste, Err(why.clone()));
-            }
+            under_way.why = in_words(&error);
         }
     }
 
@@ -317,6 +327,36 @@ impl Shared {
         for reply in waiting.into_iter().flat_map(|waiting| waiting.replies) {
             reply(raw.clone());
         }
+    }
+}
+
+/// A request. However it ends, nobody waits for it for ever: what has not come by then does not come.
+struct UnderWay<'a> {
+    far: &'a Shared,
+    layer: u8,
+    run: Run,
+    /// What has not come yet.
+    left: Vec<u32>,
+    haste: Haste,
+    why: Unfetched,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let panicked = thread::panicking();
+        // A panic may come again.
+        let haste = match panicked {
+            true => Haste::Urgent,
+            false => self.haste,
+        };
+        for &chunk in &self.left {
+            let layer = self.layer;
+            self.far
+                .came(Key { layer, chunk }, haste, Err(self.why.clone()));
+        }
+        let mut queue = self.far.queue();
+        queue.threads -= usize::from(panicked);
+        queue.later_under_way -= usize::from(self.haste == Haste::Later);
     }
 }
 

@@ -93,13 +93,11 @@ pub(crate) fn publish(
     Ok(draft.publish(parts(kind, pages.len(), removed))?)
 }
 
-pub(crate) fn a_chain_of_diffs() -> anyhow::Result<()> {
-    requires_root()?;
-    let dir = tempfile::tempdir()?;
-    let store = Store::open(Root::open(dir.path().join("root"))?);
+/// A Full snapshot of 512 pages and two Diffs; the last of them, and what each page is there.
+pub(crate) fn a_chain(store: &Store) -> anyhow::Result<(Snapshot, Vec<u64>)> {
     let base: Vec<u64> = mixed(512);
     let full: Vec<_> = base.iter().copied().map(Some).collect();
-    let base_id = publish(&store, Kind::Full, &full, &[])?.id();
+    let base_id = publish(store, Kind::Full, &full, &[])?.id();
     let mut model = base;
     let mut diff = vec![None; 512];
     let mut first = diff.clone();
@@ -109,13 +107,20 @@ pub(crate) fn a_chain_of_diffs() -> anyhow::Result<()> {
         model[page] = stamp;
     }
     model[13] = 0;
-    let first_id = publish(&store, Kind::Diff { parent: base_id }, &first, &[13])?.id();
+    let first_id = publish(store, Kind::Diff { parent: base_id }, &first, &[13])?.id();
     for (page, stamp) in [(12, 1201), (300, 3000), (511, 0)] {
         diff[page] = Some(stamp);
         model[page] = stamp;
     }
-    let tip = publish(&store, Kind::Diff { parent: first_id }, &diff, &[])?;
+    let tip = publish(store, Kind::Diff { parent: first_id }, &diff, &[])?;
+    Ok((tip, model))
+}
 
+pub(crate) fn a_chain_of_diffs() -> anyhow::Result<()> {
+    requires_root()?;
+    let dir = tempfile::tempdir()?;
+    let store = Store::open(Root::open(dir.path().join("root"))?);
+    let (tip, model) = a_chain(&store)?;
     let pager = serve_snapshot(dir.path(), tip.dir())?;
     let mut vm = FakeVm::start(&Build {
         regions: vec![512],

@@ -3,6 +3,7 @@
 mod chains;
 mod firecracker;
 mod hostile;
+mod packed;
 mod points;
 mod scene;
 mod server;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         points::stories(),
         hostile::stories(),
         chains::stories(),
+        packed::stories(),
         walks::stories(),
         storm::stories(),
         firecracker::stories(),
