@@ -210,8 +210,14 @@ impl Remotely {
             Ratio::of("first copy / pull and restore", &table.first, &table.pulled).at_most(0.2),
             Ratio::of("second copy / first copy", &table.second, &table.first),
             Ratio::of(
-                "a fault, packed / raw",
+                "p50 of a fault, packed / raw",
                 &table.packed.fault,
+                &table.raw.fault,
+            )
+            .at_most(4.0),
+            Ratio::of(
+                "p50 of a fault, packed, nothing recorded / raw",
+                &table.unlearnt.fault,
                 &table.raw.fault,
             )
             .at_most(4.0),
