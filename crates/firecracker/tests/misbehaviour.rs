@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use rekindle_firecracker::model::{MemoryBackend, SnapshotCreateParams, SnapshotLoadParams};
-use rekindle_firecracker::{CallError, Client};
+use rekindle_firecracker::{CallError, Client, Method};
 use rekindle_kit::fake::{FakeFirecracker, Reply, Request};
 use serde_json::json;
 
@@ -335,4 +335,25 @@ async fn a_socket_deep_down_is_reached_all_the_same() {
     Client::new(&socket).describe().await.expect("an answer");
     // So that the fake finds its own socket when it ends.
     std::fs::rename(&socket, fake.socket()).expect("moved back");
+}
+
+#[tokio::test]
+async fn what_the_fuzzer_starts_from_is_answers() {
+    let seeds = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fuzz/seeds/api_responses"
+    );
+    let mut count = 0;
+    for seed in std::fs::read_dir(seeds).unwrap() {
+        let path = seed.unwrap().path();
+        // The first byte is the fuzzer's own.
+        let answer = std::fs::read(&path).unwrap()[1..].to_vec();
+        let fake = FakeFirecracker::start(move |_| Reply::bytes(answer.clone()));
+        let told = Client::new(fake.socket())
+            .raw(Method::GET, "/any", None)
+            .await;
+        assert!(told.is_ok(), "{path:?}: {told:?}");
+        count += 1;
+    }
+    assert!(count > 0);
 }
