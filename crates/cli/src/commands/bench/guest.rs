@@ -1,4 +1,4 @@
-//! The two guests of `bench replay` and `bench faults`, a few dozen bytes of machine code each.
+//! The guests of `bench replay`, `bench faults` and `bench clones`, a few dozen bytes of machine code each.
 //!
 //! ```text
 //!   0        16 MiB   17 MiB     from                     to
@@ -44,13 +44,7 @@ pub(super) fn sweep(pages: u32, memory_mib: Option<u32>) -> Guest {
     let memory_mib = memory_mib.unwrap_or(64 + (pages * PAGE).div_ceil(MIB));
     let mut code = Code::default();
     let pass = code.here();
-    code.with_value(&[0xbf], from); // mov edi, from
-    code.with_value(&[0xb9], from + pages * PAGE); // mov ecx, to
-    let page = code.here();
-    code.put(&[0xfe, 0x07]); // inc byte [rdi]
-    code.with_value(&[0x48, 0x81, 0xc7], PAGE); // add rdi, 4096
-    code.put(&[0x48, 0x39, 0xcf]); // cmp rdi, rcx
-    code.back(0x72, page); // jb page
+    code.change_pages(from, pages);
     code.end_of_pass(pass);
     Guest {
         memory_mib,
@@ -89,6 +83,27 @@ pub(super) fn scatter(pages: u32, memory_mib: Option<u32>) -> Guest {
     }
 }
 
+/// Goes so often through a loop of two instructions, changes `pages` pages from 32 MiB on, prints a dot and halts for ever.
+pub(super) fn once(pages: u32, rounds: u32) -> Guest {
+    let from = 32 * MIB;
+    let mut code = Code::default();
+    code.with_value(&[0xb9], rounds); // mov ecx, rounds
+    let round = code.here();
+    code.with_value(&[0x48, 0x81, 0xe9], 1); // sub rcx, 1
+    code.back(0x75, round); // jne round
+    code.change_pages(from, pages);
+    code.print_dot();
+    code.put(&[0xfa]); // cli
+    let halt = code.here();
+    code.put(&[0xf4]); // hlt
+    code.back(0xeb, halt); // jmp halt
+    Guest {
+        memory_mib: 64 + (pages * PAGE).div_ceil(MIB),
+        pages,
+        elf: code.elf(),
+    }
+}
+
 /// Machine code in the making.
 #[derive(Default)]
 struct Code(Vec<u8>);
@@ -114,10 +129,24 @@ impl Code {
         self.put(&[opcode, distance.wrapping_neg()]);
     }
 
-    fn end_of_pass(&mut self, pass: usize) {
+    fn change_pages(&mut self, from: u32, pages: u32) {
+        self.with_value(&[0xbf], from); // mov edi, from
+        self.with_value(&[0xb9], from + pages * PAGE); // mov ecx, to
+        let page = self.here();
+        self.put(&[0xfe, 0x07]); // inc byte [rdi]
+        self.with_value(&[0x48, 0x81, 0xc7], PAGE); // add rdi, 4096
+        self.put(&[0x48, 0x39, 0xcf]); // cmp rdi, rcx
+        self.back(0x72, page); // jb page
+    }
+
+    fn print_dot(&mut self) {
         self.put(&[0xb0, b'.']); // mov al, '.'
         self.with_value(&[0xba], 0x3f8); // mov edx, the serial port
         self.put(&[0xee]); // out dx, al
+    }
+
+    fn end_of_pass(&mut self, pass: usize) {
+        self.print_dot();
         self.with_value(&[0xbf], GATE); // mov edi, GATE
         let wait = self.here();
         self.put(&[0x80, 0x3f, 0]); // cmp byte [rdi], 0
@@ -173,6 +202,18 @@ mod tests {
         ];
         assert_eq!(elf[120..], code);
         assert_eq!(&elf[..4], b"\x7fELF");
+    }
+
+    #[test]
+    fn what_is_done_once_is_these_instructions() {
+        let guest = once(2, 5);
+        let code = [
+            0xb9, 5, 0, 0, 0, 0x48, 0x81, 0xe9, 1, 0, 0, 0, 0x75, 0xf7, 0xbf, 0, 0, 0, 2, 0xb9, 0,
+            0x20, 0, 2, 0xfe, 7, 0x48, 0x81, 0xc7, 0, 0x10, 0, 0, 0x48, 0x39, 0xcf, 0x72, 0xf2,
+            0xb0, 0x2e, 0xba, 0xf8, 3, 0, 0, 0xee, 0xfa, 0xf4, 0xeb, 0xfd,
+        ];
+        assert_eq!(guest.elf[120..], code);
+        assert_eq!(guest.memory_mib, 65);
     }
 
     #[test]

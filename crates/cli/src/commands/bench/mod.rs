@@ -1,5 +1,6 @@
 //! `rekindle bench`: figures that anyone can reproduce, always beside what they are compared with, in one run.
 
+mod clones;
 mod contender;
 mod exec;
 mod faults;
@@ -29,6 +30,7 @@ pub(crate) enum Verb {
     Replay(replay::Replay),
     Takeover(takeover::Takeover),
     Exec(exec::Exec),
+    Clones(clones::Clones),
     Remote(remote::Remotely),
     #[command(hide = true)]
     Handler(handler::Serve),
@@ -42,6 +44,7 @@ impl Verb {
             Verb::Replay(replay) => replay.run(context),
             Verb::Takeover(takeover) => takeover.run(context),
             Verb::Exec(exec) => exec.run(context),
+            Verb::Clones(clones) => clones.run(context),
             Verb::Remote(remote) => remote.run(context),
             Verb::Handler(serve) => serve.run(),
         }
