@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU64;
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use rekindle_engine::net::plan::{DEFAULT_RANGE, GuestLink, Nat};
 use rekindle_engine::net::policy::{Outbound, Policy, Published, Target};
 use rekindle_engine::vm::config::NetRate;
+use rekindle_engine::vm::metadata::Metadata;
 
 /// What a network lets through; `run` and `restore` have these flags.
 #[derive(Debug, clap::Args)]
@@ -71,6 +73,13 @@ pub(crate) fn parse_rate(text: &str) -> Result<NetRate, String> {
         (Some(down), Some(up)) => Ok(NetRate { down, up }),
         _ => Err(format!("{text:?} is not like 100 or 100:20")),
     }
+}
+
+/// What `--mmds` names.
+pub(crate) fn metadata(file: &Path) -> Result<Metadata> {
+    let named = || format!("--mmds {}", file.display());
+    let text = std::fs::read(file).with_context(named)?;
+    Metadata::parse(&text).with_context(named)
 }
 
 /// What tells a Linux guest its addresses, on the kernel's command line: for IPv4 in the kernel's own words

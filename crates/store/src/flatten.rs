@@ -374,6 +374,7 @@ fn full_parts(manifest: &Manifest) -> ManifestParts {
             interfaces: devices.interfaces,
             vsock: devices.vsock,
             balloon: devices.balloon,
+            mmds: devices.mmds,
             egress: devices.egress,
         },
         memory,

@@ -160,6 +160,9 @@ pub struct Devices<D = Drive> {
     pub vsock: Option<Vsock>,
     /// Whether there is a balloon.
     pub balloon: bool,
+    /// Whether the guest can ask Firecracker's metadata service, of version 2. What it is told there is in no snapshot.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mmds: bool,
     /// What the guest could reach, if the interfaces were on a network of the VM's own. Absent if they were on TAP devices
     /// of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,9 +187,16 @@ impl<D> Default for Devices<D> {
             interfaces: Vec::new(),
             vsock: None,
             balloon: false,
+            mmds: false,
             egress: None,
         }
     }
+}
+
+/// What older programs did not write is left out where it changes nothing.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A block device of a snapshot.

@@ -386,6 +386,7 @@ impl Draft {
             interfaces,
             vsock,
             balloon,
+            mmds,
             egress,
             ..
         } = parts.devices;
@@ -404,6 +405,7 @@ impl Draft {
                 interfaces,
                 vsock,
                 balloon,
+                mmds,
                 egress,
             },
             memory: parts.memory,

@@ -1,6 +1,7 @@
 //! `rekindle restore`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -22,7 +23,7 @@ use super::travel::{CacheSize, Waits};
 use super::{Context, JAIL_VARIABLE, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
-use crate::network::NetworkArgs;
+use crate::network::{self, NetworkArgs};
 use crate::output;
 use crate::program::parse_variable;
 
@@ -55,6 +56,9 @@ pub(crate) struct Restore {
     net: Option<Net>,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Let the guests ask for what this JSON object says, if the original was run with --mmds
+    #[arg(long, value_name = "FILE")]
+    mmds: Option<PathBuf>,
     /// Lock the copies' Firecrackers in jails, each with a user, a root directory and a pid namespace of its own; takes root
     #[arg(long, env = JAIL_VARIABLE, value_parser = FalseyValueParser::new())]
     jail: bool,
@@ -349,6 +353,9 @@ impl Restore {
                 config.network(self.network.nat(before.unwrap_or_default()))
             }
         };
+        if let Some(file) = &self.mmds {
+            config = config.metadata(network::metadata(file)?);
+        }
         if self.jail {
             config = config.jailed();
         }

@@ -28,7 +28,7 @@ use crate::disks::{self, DiskArgument};
 use crate::guest::{First, Guest};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start::{self, Starting};
-use crate::network::{NetworkArgs, kernel_arguments, parse_rate, resolvers};
+use crate::network::{self, NetworkArgs, kernel_arguments, parse_rate, resolvers};
 use crate::output;
 use crate::program::{Wanted, exec_in};
 use crate::serial::follow;
@@ -97,6 +97,12 @@ pub(crate) struct Run {
     net_rate: Option<NetRate>,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Let the guest ask for what this JSON object says, at 169.254.169.254 (MMDS, version 2: with a token)
+    ///
+    /// Firecracker answers by itself; nothing of it leaves the VM. The guest needs a route there: ip route add
+    /// 169.254.169.254 dev eth0. It is in no snapshot; a copy is given its own with rekindle restore --mmds.
+    #[arg(long, value_name = "FILE")]
+    mmds: Option<PathBuf>,
     /// A vsock device with this guest CID; its socket is v.sock in the VM's directory
     #[arg(long, value_name = "CID")]
     vsock: Option<u32>,
@@ -258,6 +264,9 @@ impl Run {
                 tap: tap.to_owned(),
                 mac,
             });
+        }
+        if let Some(file) = &self.mmds {
+            config = config.metadata(network::metadata(file)?);
         }
         if let Some(cid) = self.vsock {
             config = config.vsock(cid);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use rekindle_engine::remote::RemoteConfig;
 use rekindle_engine::vm::config::BootConfig;
 use rekindle_engine::vm::dir::VmDir;
+use rekindle_engine::vm::metadata::Metadata;
 use rekindle_engine::vm::rehearse::RehearseConfig;
 use rekindle_engine::vm::restore::RestoreConfig;
 use rekindle_engine::vm::wake::Environment;
@@ -62,6 +63,17 @@ impl Job {
                 config.wake.as_ref().map_or(&NONE, |wake| &wake.env)
             }
             _ => &NONE,
+        }
+    }
+
+    /// What is not written down either.
+    pub(crate) fn metadata(&self) -> Option<&Metadata> {
+        match &self.task {
+            Task::Boot(config) => config.metadata.as_ref(),
+            Task::Restore { config, .. } | Task::RestoreRemote { config, .. } => {
+                config.metadata.as_ref()
+            }
+            Task::Rehearse { .. } => None,
         }
     }
 

@@ -102,10 +102,16 @@ async fn take(
         }
         Adopted::Unfinished(claim) => {
             let mut task = Job::read(dir)?.task;
-            if let Task::Restore { config, .. } | Task::RestoreRemote { config, .. } = &mut task
-                && let Some(wake) = &mut config.wake
-            {
-                wake.env = secrets.environment().clone();
+            let metadata = secrets.metadata().cloned();
+            match &mut task {
+                Task::Boot(config) => config.metadata = metadata,
+                Task::Restore { config, .. } | Task::RestoreRemote { config, .. } => {
+                    config.metadata = metadata;
+                    if let Some(wake) = &mut config.wake {
+                        wake.env = secrets.environment().clone();
+                    }
+                }
+                Task::Rehearse { .. } => {}
             }
             let mut served = appear(dir, watch)?;
             match start(engine, claim, task, &mut served, progress).await {

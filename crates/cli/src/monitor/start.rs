@@ -32,7 +32,7 @@ pub(crate) fn begin(engine: &Engine, name: &VmName, job: &Job) -> Result<Startin
     // Until the keeper can be seen, the new directory looks like one that nobody will ever care for.
     let hold = Hold::wait(engine.root())?;
     let dir = VmDir::create(engine.root(), name)?;
-    let begun = secrets::keep(job.environment()).and_then(|kept| {
+    let begun = secrets::keep(job.environment(), job.metadata()).and_then(|kept| {
         job.write(&dir)?;
         spawn(engine, name, &dir, kept)
     });

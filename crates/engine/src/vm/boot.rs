@@ -11,7 +11,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
     Balloon as BalloonBody, BootSource, Drive as DriveBody, HugePages, MachineConfiguration,
-    NetworkInterface, RateLimiter, TokenBucket, Vsock as VsockBody,
+    MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket, Vsock as VsockBody,
 };
 use rekindle_firecracker::{CallError, Client};
 use rekindle_store::manifest::BootInfo;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::claim::Claim;
 use super::config::{
-    Access, Agent, BootConfig, ConfigError, DirtyPages, Limits, Machine, Pages, Role,
+    Access, Agent, BootConfig, ConfigError, DirtyPages, Limits, Machine, Mmds, Pages, Role,
 };
 use super::console::Console;
 use super::crew::{Lost, Starting};
@@ -364,6 +364,14 @@ async fn configure(client: &Client, config: &BootConfig) -> Result<(), CallError
                 .tx_rate_limiter(limit(rate.up));
         }
         client.put_network_interface(&body).await?;
+    }
+    if machine.mmds == Mmds::V2 {
+        let nics = machine.nics.iter().map(|nic| &*nic.id);
+        let body = MmdsConfig::new(nics).version(MmdsVersion::V2);
+        client.put_mmds_config(&body).await?;
+    }
+    if let Some(metadata) = &config.metadata {
+        client.put_mmds(metadata.contents()).await?;
     }
     if let Some(vsock) = machine.vsock {
         client

@@ -9,6 +9,7 @@ use rekindle_store::VmName;
 use serde::{Deserialize, Serialize};
 
 pub use self::drive::{Access, Drive, Limits, Role};
+use super::metadata::Metadata;
 pub use crate::jail::Isolation;
 use crate::net::plan::{GuestLink, Nat};
 pub use crate::net::policy::NetRate;
@@ -40,6 +41,9 @@ pub struct BootConfig {
     /// Whether Firecracker is jailed.
     #[serde(default)]
     pub isolation: Isolation,
+    /// What the guest may ask the metadata service for. It is written nowhere.
+    #[serde(skip)]
+    pub metadata: Option<Metadata>,
 }
 
 /// Whether a guest starts an agent when it boots.
@@ -65,6 +69,7 @@ impl BootConfig {
             ttl: None,
             agent: Agent::Unknown,
             isolation: Isolation::None,
+            metadata: None,
         }
     }
 
@@ -166,6 +171,13 @@ impl BootConfig {
         self
     }
 
+    /// Lets the guest ask the metadata service for this, by any of its network interfaces.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.machine.mmds = Mmds::V2;
+        self.metadata = Some(metadata);
+        self
+    }
+
     /// Ends the VM this long after its start.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -201,6 +213,9 @@ pub struct Machine {
     /// The balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
+    /// Whether the network interfaces have the metadata service.
+    #[serde(default, skip_serializing_if = "Mmds::is_off")]
+    pub mmds: Mmds,
 }
 
 impl Default for Machine {
@@ -216,7 +231,26 @@ impl Default for Machine {
             net_rate: None,
             vsock: None,
             balloon: None,
+            mmds: Mmds::Off,
         }
+    }
+}
+
+/// Whether a guest can ask Firecracker's metadata service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mmds {
+    /// It cannot.
+    #[default]
+    Off,
+    /// It can, once it has fetched a token.
+    V2,
+}
+
+impl Mmds {
+    /// Whether there is none.
+    pub fn is_off(&self) -> bool {
+        *self == Mmds::Off
     }
 }
 
@@ -351,6 +385,9 @@ pub enum ConfigError {
     /// A CID that is reserved.
     #[error("the vsock CID {0}: 0 to 2 are reserved, 3 and above are for guests")]
     Cid(u32),
+    /// Nothing that the metadata service could answer on.
+    #[error("--mmds: the guest has no network interface to ask with; add --net nat, or --tap")]
+    Mmds,
     /// A kernel's command line is too long or has a byte that cannot be in it.
     #[error(
         "the kernel's command line has {bytes} bytes, 2,047 printable ones at the most are possible"
@@ -401,6 +438,9 @@ impl Machine {
                 mib,
                 memory_mib: self.memory_mib,
             });
+        }
+        if self.mmds == Mmds::V2 && self.nics.is_empty() {
+            return Err(ConfigError::Mmds);
         }
         let mut seen = Vec::new();
         for id in self

@@ -20,6 +20,7 @@ pub mod dir;
 pub mod follow;
 pub mod kernel;
 mod launch;
+pub mod metadata;
 mod portable;
 pub mod quiesce;
 pub mod reaped;

@@ -13,7 +13,9 @@ use rekindle_store::unit::{ByteOffset, ByteSize, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rekindle_store::{Manifest, Root, Snapshot};
 
 use super::compat;
-use super::config::{Access, Balloon, DirtyPages, Drive, Limits, Machine, Nic, Pages, Role, Vsock};
+use super::config::{
+    Access, Balloon, DirtyPages, Drive, Limits, Machine, Mmds, Nic, Pages, Role, Vsock,
+};
 use super::dir::{VSOCK_SOCKET, disk_path};
 use super::record::{GuestAgent, Record};
 use super::restore::{Network, RestoreConfig};
@@ -83,6 +85,7 @@ pub(crate) fn manifest_parts(
                 .map(|vsock| vsock_info(vsock, record.agent.as_ref()))
                 .transpose()?,
             balloon: machine.balloon.is_some(),
+            mmds: machine.mmds == Mmds::V2,
             egress: machine.nat.as_ref().map(egress).transpose()?,
         },
         memory: memory_layout(machine.memory_mib, machine.pages),
@@ -136,6 +139,10 @@ pub(crate) fn machine(
         vsock: manifest.devices.vsock.as_ref().map(|vsock| Vsock {
             guest_cid: vsock.cid,
         }),
+        mmds: match manifest.devices.mmds {
+            true => Mmds::V2,
+            false => Mmds::Off,
+        },
         balloon: manifest
             .devices
             .balloon

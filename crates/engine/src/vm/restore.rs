@@ -209,6 +209,9 @@ pub fn check(manifest: &Manifest, config: &RestoreConfig) -> Result<(), RestoreE
     {
         return Err(RestoreError::NoAgent);
     }
+    if config.metadata.is_some() && !manifest.devices.mmds {
+        return Err(RestoreError::NoMmds);
+    }
     let nat = portable::nat(manifest, config).map_err(NetError::from)?;
     match (&config.network, nat) {
         // Its TAPs are made for it.
@@ -541,6 +544,9 @@ async fn load(
     client.load_snapshot(&body).await?;
     record.timings.load_us = Some(micros(begun));
     record.state = State::Paused;
+    if let Some(metadata) = &config.metadata {
+        client.put_mmds(metadata.contents()).await?;
+    }
     if let Some(network) = network {
         network.connected()?;
     }

@@ -218,6 +218,7 @@ pub(crate) fn parts(kind: Kind) -> ManifestParts {
                 }),
             }),
             balloon: false,
+            mmds: true,
             egress: Some(Egress {
                 outbound: true,
                 allow: Vec::new(),

@@ -13,6 +13,7 @@ use rekindle_kit::invariant::{Belongings, networks_of};
 use rekindle_kit::nft;
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
+use serde_json::Value;
 
 use crate::bare::counter;
 use crate::kills::Moments;
@@ -47,6 +48,10 @@ pub(crate) fn stories() -> Vec<Story> {
             kills,
         )
         .within(Duration::from_secs(120 + 10 * kill_count())),
+        story(
+            "metadata is what the VM was given, and in no file of it or its snapshot",
+            metadata,
+        ),
         story(
             "networks that cannot be are refused before anything is made",
             refusals,
@@ -292,6 +297,75 @@ fn kills(rekindle: &Rekindle) -> anyhow::Result<()> {
         ensure!(now == held, "before {held:?}, now {now:?}");
         Ok(())
     })
+}
+
+/// What a guest would be told is asked of Firecracker here.
+fn metadata(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let _networks = Networks::enter("native-metadata")?;
+    let file = |name: &str, text: &str| -> anyhow::Result<String> {
+        let path = rekindle.file(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let told = |vm: &str, path: &str| -> anyhow::Result<Value> {
+        let socket = rekindle.vm(vm).join("api.sock");
+        rekindle.tells(&format!("api --socket {} GET {path}", socket.display()))
+    };
+    let mine = file("mine", r#"{"latest": {"meta-data": {"key": "swordfish"}}}"#)?;
+    run(rekindle, "a", &format!("--mmds {mine}"))?;
+    ensure!(told("a", "/mmds")?["latest"]["meta-data"]["key"] == "swordfish");
+    let config = told("a", "/vm/config")?;
+    ensure!(config["mmds-config"]["version"] == "V2", "{config}");
+    ensure!(
+        config["mmds-config"]["network_interfaces"][0] == "eth0",
+        "{config}"
+    );
+    rekindle.does("snapshot create a --name base")?;
+    // Its monitor is replaced meanwhile.
+    rekindle.one(Role::Monitor)?.kill(GONE)?;
+    rekindle.does("ps")?;
+    ensure!(told("a", "/mmds")?["latest"]["meta-data"]["key"] == "swordfish");
+    let grep = rekindle
+        .other("grep")
+        .args(["-rls", "-D", "skip", "swordfish"])
+        .arg(rekindle.state())
+        .output()?;
+    ensure!(
+        grep.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&grep.stdout)
+    );
+    // A copy is told nothing of it.
+    rekindle.does("restore base --name copy")?;
+    let said = told("copy", "/mmds")?;
+    ensure!(!said.to_string().contains("swordfish"), "{said}");
+    let its = file("its", r#"{"latest": "other"}"#)?;
+    rekindle.does(&format!("restore base --name other --mmds {its}"))?;
+    ensure!(told("other", "/mmds")?["latest"] == "other");
+    rekindle.does("rm --force a copy other")?;
+    // What cannot be is refused before anything is made.
+    let guest = rekindle.guest(&counter())?;
+    let list = file("list", "[1]")?;
+    let large = file("large", &format!(r#"{{"k":"{}"}}"#, "x".repeat(60_000)))?;
+    for (options, word) in [
+        (format!("--mmds {mine}"), "add --net nat"),
+        (format!("--net nat --mmds {list}"), "not a JSON object"),
+        (format!("--net nat --mmds {large}"), "51200"),
+        ("--net nat --mmds /nonexistent".to_owned(), "/nonexistent"),
+    ] {
+        let said = rekindle
+            .tries(&format!("run {guest} {options}"))?
+            .refused(125)?;
+        ensure!(said.contains("--mmds") && said.contains(word), "{said}");
+    }
+    run(rekindle, "b", "")?;
+    rekindle.does("snapshot create b --name without")?;
+    let said = rekindle.refuses(&format!("restore without --name c --mmds {mine}"))?;
+    ensure!(said.contains("no metadata service"), "{said}");
+    rekindle.does("rm --force b")?;
+    ensure!(rekindle.vms()?.is_empty() && things(rekindle)? == 0);
+    Ok(())
 }
 
 fn refusals(rekindle: &Rekindle) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::jail::Isolation;
 use crate::net::plan::Nat;
 use crate::vm::config::{Backend, DirtyPages};
+use crate::vm::metadata::Metadata;
 use crate::vm::record::Purpose;
 use crate::vm::wake::WakeConfig;
 
@@ -46,6 +47,9 @@ pub struct RestoreConfig {
     /// Whether Firecracker is jailed, whatever the snapshot's was.
     #[serde(default)]
     pub isolation: Isolation,
+    /// What its guest may ask the metadata service for, if it had that service; nothing if absent. It is written nowhere.
+    #[serde(skip)]
+    pub metadata: Option<Metadata>,
     /// What it is for.
     #[serde(skip)]
     pub(crate) purpose: Purpose,
@@ -167,6 +171,7 @@ impl RestoreConfig {
             network: Network::default(),
             wake: wakes(),
             isolation: Isolation::None,
+            metadata: None,
             purpose: Purpose::default(),
             ttl: None,
         }
@@ -220,6 +225,12 @@ impl RestoreConfig {
     /// Cuts the copy off from every network.
     pub fn cut_off(mut self) -> Self {
         self.network = Network::CutOff;
+        self
+    }
+
+    /// Lets its guest ask the metadata service for this.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = Some(metadata);
         self
     }
 

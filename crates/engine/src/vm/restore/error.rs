@@ -89,6 +89,11 @@ pub enum RestoreError {
          belongs to it away"
     )]
     NoNetwork,
+    /// Its guest cannot ask for any metadata.
+    #[error(
+        "--mmds: the guest of this snapshot has no metadata service; run the original with --mmds"
+    )]
+    NoMmds,
     /// Its interfaces are on TAP devices of the VM's own namespace.
     #[error("the snapshot has a network of its own, TAP devices and all; leave --tap away")]
     OwnTaps,
