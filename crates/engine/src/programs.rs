@@ -70,7 +70,7 @@ impl Programs {
     }
 
     /// Firecracker's jailer: from `$REKINDLE_JAILER`, or beside Firecracker, of whose release it has to be.
-    pub(crate) fn jailer(&self) -> Result<PathBuf, ProgramError> {
+    pub fn jailer(&self) -> Result<PathBuf, ProgramError> {
         if let Some(path) = named(JAILER_VARIABLE)? {
             return Ok(path);
         }

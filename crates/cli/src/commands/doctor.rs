@@ -43,8 +43,8 @@ impl Doctor {
             Finding::good("processor", host::cpu().model),
             Finding::good("kernel", host::kernel_release()),
         ];
-        let firecracker = programs.as_ref().ok().map(|found| &*found.firecracker);
-        let recommended = production::findings(&Host::this(), firecracker, &running(context)?);
+        let recommended =
+            production::findings(&Host::this(), programs.as_ref().ok(), &running(context)?);
         if self.json {
             output::json(&needs.iter().chain(&recommended).collect::<Vec<_>>())?;
         } else {

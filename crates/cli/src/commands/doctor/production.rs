@@ -14,7 +14,9 @@ mod kernel;
 mod programs;
 mod vms;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use rekindle_engine::programs::Programs;
 
 use super::finding::Finding;
 pub(super) use vms::Running;
@@ -51,11 +53,11 @@ impl Host {
 }
 
 /// Looks at everything on the list.
-pub(super) fn findings(host: &Host, firecracker: Option<&Path>, vms: &[Running]) -> Vec<Finding> {
+pub(super) fn findings(host: &Host, programs: Option<&Programs>, vms: &[Running]) -> Vec<Finding> {
     let mut found = vec![kernel::seccomp(host)];
-    found.extend(firecracker.map(programs::jailer));
+    found.extend(programs.map(programs::jailer));
     found.push(vms::users(vms));
-    found.extend(firecracker.map(programs::owners));
+    found.extend(programs.map(|found| programs::owners(&found.firecracker)));
     found.extend([
         Finding::good(
             "serial output",

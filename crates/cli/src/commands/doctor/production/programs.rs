@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+
+use rekindle_engine::programs::Programs;
 
 use super::super::finding::{Finding, Verdict};
 
 /// Upstream supports a jailer only with the Firecracker of the same release.
-pub(super) fn jailer(firecracker: &Path) -> Finding {
-    let jailer = match std::env::var_os("REKINDLE_JAILER").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => firecracker.with_file_name("jailer"),
-    };
-    judge_jailer(firecracker, &jailer)
+pub(super) fn jailer(programs: &Programs) -> Finding {
+    match programs.jailer() {
+        Ok(jailer) => judge_jailer(&programs.firecracker, &jailer),
+        Err(e) => Finding::advice("jailer", e.to_string(), "rekindle setup"),
+    }
 }
 
 fn judge_jailer(firecracker: &Path, jailer: &Path) -> Finding {
@@ -25,7 +26,7 @@ fn judge_jailer(firecracker: &Path, jailer: &Path) -> Finding {
         )
     };
     let (Some(its), Some(ours)) = (version(jailer), version(firecracker)) else {
-        return advice(format!("none that works at {}", jailer.display()));
+        return advice(format!("{} does not work", jailer.display()));
     };
     if its != ours {
         return advice(format!(
@@ -101,7 +102,7 @@ mod tests {
         let [firecracker, jailer] = ["firecracker", "jailer"].map(|name| place.path().join(name));
         program(&firecracker, "Firecracker v1.12.1");
         let finding = judge_jailer(&firecracker, &jailer);
-        assert!(finding.found.contains("none that works"), "{finding:?}");
+        assert!(finding.found.contains("does not work"), "{finding:?}");
         program(&jailer, "Jailer v1.11.0");
         let finding = judge_jailer(&firecracker, &jailer);
         assert!(finding.found.contains("is of v1.11.0"), "{finding:?}");

@@ -30,7 +30,7 @@ pub(super) fn users(vms: &[Running]) -> Finding {
         Some(shared) => Finding::advice(
             "users",
             shared,
-            "start each tenant's VMs as a user of its own, in a state directory of its own (--root)",
+            "as root: --jail, or REKINDLE_JAIL=1; else a user and a state directory (--root) for each tenant",
         ),
     }
 }
