@@ -208,7 +208,7 @@ fn networks(workspace: &Workspace, arguments: &Arguments) -> Result<Option<Strin
         what: "copies with networks, destroyed and killed",
         package: "rekindle-e2e",
         target: "native",
-        filter: "of copies with networks",
+        filter: "jailed copies with networks",
     };
     stories.tell(workspace, arguments, environment)
 }
