@@ -27,6 +27,9 @@ use crate::output;
 pub(crate) struct Restore {
     /// The snapshot to restore, by name or id
     snapshot: String,
+    /// Another snapshot, to be compared: the same one flattened, or one that is larger
+    #[arg(long, value_name = "SNAPSHOT")]
+    beside: Option<String>,
     /// How many rounds
     #[arg(long, default_value_t = 50)]
     rounds: u32,
@@ -44,6 +47,7 @@ struct Table {
     uffd: StepSamples,
     file: StepSamples,
     jailed: StepSamples,
+    beside: StepSamples,
     command: Samples,
     keeper_kib: Samples,
     monitor_kib: Samples,
@@ -70,6 +74,9 @@ struct Report {
     /// With a jail; absent where there can be none.
     #[serde(skip_serializing_if = "Option::is_none")]
     library_jailed: Option<StepSummary>,
+    /// The other snapshot, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    library_beside: Option<StepSummary>,
     command: Summary,
     /// Median of the library's total divided by the floor's.
     library_over_floor: f64,
@@ -78,6 +85,9 @@ struct Report {
     /// Median of the whole call with a jail less that without, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     jail_adds_us: Option<f64>,
+    /// Median of the snapshot's load divided by the other one's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_over_beside: Option<f64>,
     /// Median of the command's time less the library's, in microseconds.
     command_less_library_us: f64,
     /// Median `Private_Dirty` of each of our processes right after the restore.
@@ -102,10 +112,12 @@ impl Restore {
         ensure!(self.rounds > 0, "--rounds 0 measures nothing");
         let engine = context.engine()?;
         let snapshot = engine.snapshot(&self.snapshot)?;
+        let beside = self.beside.as_deref().map(|other| engine.snapshot(other));
+        let beside = beside.transpose()?;
         let mut table = Table::default();
         // One round that is not counted warms caches.
         for round in 0..=self.rounds {
-            let measured = block_on(one_round(&engine, &snapshot, round))?;
+            let measured = block_on(one_round(&engine, &snapshot, beside.as_ref(), round))?;
             if round > 0 {
                 table.add(&measured);
             }
@@ -124,13 +136,19 @@ struct Round {
     uffd: Steps,
     file: Steps,
     jailed: Option<Steps>,
+    beside: Option<Steps>,
     command: f64,
     memory: PrivateDirty,
     client_call: f64,
     raw_call: f64,
 }
 
-async fn one_round(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<Round> {
+async fn one_round(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    beside: Option<&Snapshot>,
+    round: u32,
+) -> Result<Round> {
     let programs = engine.programs();
     let dir = tempdir(engine)?;
     let floor = floor::restore(&programs.firecracker, &programs.rekindle, snapshot, &dir);
@@ -145,6 +163,10 @@ async fn one_round(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<R
         Ok(()) => Some(library(engine, snapshot, config()?.jailed()).await?),
         Err(_) => None,
     };
+    let beside = match beside {
+        Some(other) => Some(library(engine, other, config()?).await?),
+        None => None,
+    };
     let (command, memory) = person(engine, snapshot, round)?;
     let (client_call, raw_call) = calls(engine, snapshot, round).await?;
     Ok(Round {
@@ -152,6 +174,7 @@ async fn one_round(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<R
         uffd,
         file,
         jailed,
+        beside,
         command,
         client_call,
         raw_call,
@@ -250,6 +273,9 @@ impl Table {
         if let Some(jailed) = round.jailed {
             self.jailed.add(jailed);
         }
+        if let Some(beside) = round.beside {
+            self.beside.add(beside);
+        }
         self.command.push(round.command);
         self.keeper_kib.push(round.memory.keeper);
         self.monitor_kib.push(round.memory.monitor);
@@ -265,6 +291,9 @@ impl Table {
             library_uffd: self.uffd.summary(),
             library_file: self.file.summary(),
             library_jailed: (self.jailed.call.len() > 0).then(|| self.jailed.summary()),
+            library_beside: (self.beside.call.len() > 0).then(|| self.beside.summary()),
+            load_over_beside: (self.beside.call.len() > 0)
+                .then(|| self.uffd.load.ratio(&self.beside.load)),
             jail_adds_us: (self.jailed.call.len() > 0)
                 .then(|| self.jailed.call.difference(&self.uffd.call)),
             command: self.command.summary(),
@@ -322,6 +351,9 @@ impl Report {
         if let Some(jailed) = &self.library_jailed {
             rows.push(row("library, uffd, jailed", jailed));
         }
+        if let Some(beside) = &self.library_beside {
+            rows.push(row("library, uffd, the other", beside));
+        }
         rows.push([
             "rekindle restore".to_owned(),
             none(),
@@ -349,6 +381,9 @@ impl Report {
             "file / uffd              {:.3}",
             self.file_over_uffd
         ))?;
+        if let Some(ratio) = self.load_over_beside {
+            output::line(format!("load / the other's       {ratio:.3}"))?;
+        }
         if let Some(adds) = self.jail_adds_us {
             output::line(format!("jailed - not jailed      {:.2} ms", adds / 1000.0))?;
         }
