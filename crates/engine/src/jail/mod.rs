@@ -28,7 +28,8 @@ use std::sync::Arc;
 use rekindle_firecracker::Jailer;
 use rekindle_store::Root;
 use rekindle_store::collect;
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, Uid};
+use rekindle_store::disk::copy_disk;
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 
 use self::cgroup::Groups;
 pub use self::uids::{UIDS_VARIABLE, UidError};
@@ -176,16 +177,12 @@ impl Jail {
             remove_all(&self.path.join(name)).map_err(at(self.path.join(name)))?;
         }
         self.check_room(&programs.firecracker)?;
-        let own = |drive: &&crate::vm::config::Drive| drive.access == Access::OwnCopy;
-        let drives = machine.drives.iter().filter(own);
-        let sizes = drives.filter_map(|drive| Some(drive.source.metadata().ok()?.len()));
-        let largest = sizes.max().unwrap_or(0);
-        let memory = u64::from(machine.memory_mib) << 20;
-        Ok(
-            Jailer::new(programs.jailer()?, dir.path(), self.uid, self.uid)
-                .file_size(memory.max(largest) + SLACK)
-                .open_files(OPEN_FILES),
-        )
+        let jailer =
+            Jailer::new(programs.jailer()?, dir.path(), self.uid, self.uid).open_files(OPEN_FILES);
+        Ok(match largest_file(machine) {
+            Some(bytes) => jailer.file_size(bytes + SLACK),
+            None => jailer,
+        })
     }
 
     /// Whether there is room for the jailer's copy of Firecracker: it dies without a word that could be written down.
@@ -222,7 +219,8 @@ impl Jail {
     /// Shows a file that others have as well, to be read.
     pub(crate) fn show(&self, file: &Path, name: &str) -> Result<(), JailError> {
         let file = fs::canonicalize(file).map_err(at(file))?;
-        let may_read = file.metadata().map_err(at(&file))?.mode() & 0o004 != 0;
+        let mode = file.metadata().map_err(at(&file))?.mode();
+        let may_read = mode & 0o006 == 0o004;
         match may_read.then(|| self.link(&file, name)) {
             Some(Ok(())) => return Ok(()),
             // It is elsewhere, or of a kind of file system that has no hard links.
@@ -268,14 +266,10 @@ impl Jail {
 
     fn copy(&self, file: &Path, name: &str) -> io::Result<()> {
         self.unlink(name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let copy = rustix::fs::openat(&self.root, name, flags | OFlags::NOFOLLOW, mode)?;
-        let mut copy = File::from(copy);
-        io::copy(&mut File::open(file)?, &mut copy)?;
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.uid));
-        rustix::fs::fchown(&copy, Some(uid), Some(gid))?;
-        Ok(())
+        let copy = self.path.join(name);
+        // Nobody but us has been in there: its Firecracker has no guest yet.
+        copy_disk(file, &copy).map_err(io::Error::other)?;
+        std::os::unix::fs::lchown(copy, Some(self.uid), Some(self.uid))
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
@@ -284,6 +278,18 @@ impl Jail {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// The largest file that Firecracker has to write, in bytes: a drive of the VM's own, or a snapshot's memory. Nothing where a
+/// drive's size is not known: one that is cut short would end the VM.
+fn largest_file(machine: &Machine) -> Option<u64> {
+    let memory = u64::from(machine.memory_mib) << 20;
+    let own = machine
+        .drives
+        .iter()
+        .filter(|drive| drive.access == Access::OwnCopy);
+    own.map(|drive| Some(drive.source.metadata().ok()?.len()))
+        .try_fold(memory, |largest, size| Some(largest.max(size?)))
 }
 
 /// Hands a file of the VM's directory in, if the VM is jailed.
