@@ -1,7 +1,8 @@
 //! A repository in a directory: a disk that is carried, a file system that several hosts share.
 //!
 //! A file is written without a name, made durable, and then given its name, if nobody has it (`O_TMPFILE`, `linkat`). So
-//! whoever is killed leaves whole files and nothing else, and two that push the same do not meet.
+//! whoever is killed leaves whole files and nothing else, and two that push the same do not meet. Where a file system knows
+//! no such files, it has another name first.
 
 use crate::file::{At, FileError, open_regular, size, sync_dir};
 use crate::packed::objects::{Object, ObjectError, Objects, Put};
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 /// A directory that holds a repository.
@@ -120,19 +122,72 @@ pub(super) enum Durable {
 pub(super) fn put_new(path: &Path, bytes: &[u8], durable: Durable) -> Result<Put, FileError> {
     let dir = path.parent().expect("each file is in a directory");
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).at("write to", dir)?;
-    let mut file = File::from(file);
-    file.write_all(bytes).at("write", path)?;
-    if durable == Durable::Yes {
-        file.sync_all().at("sync", path)?;
-    }
-    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match rustix::fs::linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-        Err(Errno::EXIST) => return Ok(Put::WasThere),
-        other => other.at("name", path)?,
+    let put = match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => {
+            let file = File::from(file);
+            fill(&file, bytes, durable, path)?;
+            let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+            name(nameless.as_ref(), path)?
+        }
+        // Overlayfs before Linux 6.3, NFS.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => put_named(path, bytes, durable)?,
+        Err(error) => Err(error).at("write to", dir)?,
+    };
+    if put == Put::WasThere {
+        return Ok(put);
     }
     if durable == Durable::Yes {
         sync_dir(dir.to_owned())?;
     }
     Ok(Put::New)
+}
+
+/// How many files this process has put under another name first: two threads may put the same one.
+static PUT: AtomicU64 = AtomicU64::new(0);
+
+/// The same where no file can be without a name: under another one first, which a kill leaves behind.
+fn put_named(path: &Path, bytes: &[u8], durable: Durable) -> Result<Put, FileError> {
+    let own = path.file_name().unwrap_or_default().to_string_lossy();
+    let nth = PUT.fetch_add(1, Ordering::Relaxed);
+    let other = path.with_file_name(format!(".{own}.{}.{nth}", std::process::id()));
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&other, flags, Mode::RUSR | Mode::WUSR).at("create", &other)?;
+    let put = fill(&file.into(), bytes, durable, &other).and_then(|()| name(&other, path));
+    std::fs::remove_file(&other).at("remove", &other)?;
+    put
+}
+
+fn fill(mut file: &File, bytes: &[u8], durable: Durable, path: &Path) -> Result<(), FileError> {
+    file.write_all(bytes).at("write", path)?;
+    if durable == Durable::Yes {
+        file.sync_all().at("sync", path)?;
+    }
+    Ok(())
+}
+
+/// Gives a file its name, if nobody has it.
+fn name(file: &Path, path: &Path) -> Result<Put, FileError> {
+    match rustix::fs::linkat(CWD, file, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Err(Errno::EXIST) => Ok(Put::WasThere),
+        Err(error) => Err(error).at("name", path),
+        Ok(()) => Ok(Put::New),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_put_once_also_where_it_needs_another_name_first() {
+        for put in [put_new, put_named] {
+            let place = tempfile::tempdir().unwrap();
+            let path = place.path().join("x");
+            assert_eq!(put(&path, b"one", Durable::Yes).unwrap(), Put::New);
+            assert_eq!(put(&path, b"two", Durable::Yes).unwrap(), Put::WasThere);
+            assert_eq!(std::fs::read(&path).unwrap(), b"one");
+            assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+        }
+    }
 }
