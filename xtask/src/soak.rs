@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: the stories of which `cargo xtask test` plays a fraction, at length, and fuzzing.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -274,12 +274,20 @@ impl Stories {
         } = self;
         environment.extend(seed(arguments));
         eprintln!("\n== {what}");
-        let status = workspace
-            .cargo()
-            .args(["test", "--package", package, "--test", target])
-            .args(["--", filter])
-            .envs(environment)
-            .status()?;
+        let play = |more: &[&str]| {
+            let mut cargo = workspace.cargo();
+            cargo
+                .args(["test", "--package", package, "--test", target])
+                .args(["--", filter])
+                .args(more);
+            cargo
+        };
+        // A filter that fits nothing would be a success.
+        let listed = play(&["--list"]).stderr(Stdio::inherit()).output()?.stdout;
+        if !String::from_utf8_lossy(&listed).contains(": test") {
+            return Ok(Some(format!("{what} (no story is called {filter:?})")));
+        }
+        let status = play(&[]).envs(environment).status()?;
         Ok((!status.success()).then(|| format!("{what} ({status})")))
     }
 }

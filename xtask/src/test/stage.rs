@@ -56,9 +56,12 @@ impl Stage {
         })
     }
 
-    /// Plays the stories that have this in their names, and tells what failed. None may be skipped.
+    /// Plays the stories that have this in their names, and tells what failed. There has to be one, and none may be
+    /// skipped.
     pub(crate) fn play_whole(&self, name: &str) -> Result<Option<String>> {
         let (failure, transcript) = self.play(&[name])?;
+        let none = || format!("no story is called {name:?}");
+        let failure = failure.or((transcript.begun_tests == 0).then(none));
         let skipped = transcript.skipped.into_iter().next();
         Ok(failure.or(skipped.map(|story| format!("skipped: {story}"))))
     }

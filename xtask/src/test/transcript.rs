@@ -61,6 +61,8 @@ pub(super) struct Transcript {
     current: Option<usize>,
     /// Where the failures of the program that runs now begin.
     begun: usize,
+    /// How many tests were begun.
+    pub(super) begun_tests: usize,
     pub(super) failures: Vec<Failure>,
     pub(super) skipped: Vec<String>,
 }
@@ -88,6 +90,7 @@ impl Transcript {
             }
             Part::Results => {
                 let name = line.strip_prefix("test ");
+                self.begun_tests += usize::from(name.is_some());
                 if let Some((name, "FAILED")) = name.and_then(|rest| rest.rsplit_once(" ... ")) {
                     self.failed(name);
                 }
@@ -240,6 +243,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out
         );
         assert!(said.contains("1 + 1 == 3"), "{said}");
         assert_eq!(transcript.skipped, ["fine: no KVM"]);
+        assert_eq!(transcript.begun_tests, 4);
     }
 
     #[test]
