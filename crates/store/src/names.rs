@@ -171,17 +171,18 @@ pub(crate) fn remove(root: &Root, link: &Link) -> Result<(), FileError> {
 /// What there is of a snapshot.
 pub(crate) fn presence(root: &Root, id: SnapshotId) -> Result<Presence, FileError> {
     // First the draft, then the snapshot: one that is published in between is found by the second look.
-    match Dir::open(root.draft(id)) {
-        Ok(draft) if draft.try_lock(FlockOperation::NonBlockingLockShared)? == TryLock::Held => {
-            return Ok(Presence::Building);
-        }
-        Ok(_) => {}
-        Err(error) if error.is_not_found() => {}
+    let is_made = match Dir::open(root.draft(id)) {
+        Ok(draft) => draft.try_lock(FlockOperation::NonBlockingLockShared)? == TryLock::Held,
+        Err(error) if error.is_not_found() => false,
         Err(error) => return Err(error),
-    }
+    };
     match root.snapshot(id).symlink_metadata() {
+        // Whoever pulls the same may make a draft of it still, before he finds out.
         Ok(_) => Ok(Presence::Published),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Presence::Gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(match is_made {
+            true => Presence::Building,
+            false => Presence::Gone,
+        }),
         Err(error) => Err(error).at("inspect", &root.snapshot(id)),
     }
 }
