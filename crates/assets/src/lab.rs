@@ -437,6 +437,41 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_that_fails_is_quoted() {
+        let mut output = Vec::new();
+        let mut console = Console::new(&mut output);
+        console
+            .take(b"rekindle-lab: there is no /dev/kvm in here\r\n")
+            .unwrap();
+        let quoted = end_of(console.boot_output());
+        assert_eq!(quoted, "\nrekindle-lab: there is no /dev/kvm in here");
+        assert!(output.is_empty());
+    }
+
+    #[test]
+    fn qemu_is_killed_when_it_runs_out_of_time() {
+        let child = Command::new("sleep")
+            .arg("1000")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let mut running = Running(child);
+        let mut output = Vec::new();
+        let mut console = Console::new(&mut output);
+        let stdout = running.0.stdout.take().unwrap();
+        let deadline = Some(Instant::now() + Duration::from_millis(20));
+        let run = tempfile::tempdir().unwrap();
+        let mut pulse = Pulse::of(run.path());
+        assert_eq!(
+            copy_until(stdout, &mut console, deadline, &mut pulse).unwrap(),
+            Copied::OutOfTime
+        );
+        drop(running);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
     fn commas_in_a_path_do_not_end_it() {
         let argument = virtfs("share", Path::new("/a,readonly=off"), "readonly=on").unwrap();
         assert!(

@@ -65,7 +65,7 @@ impl<'a> Console<'a> {
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(boot) = &mut self.boot else {
             self.output.write_all(bytes)?;
             return self.output.flush();
@@ -91,8 +91,6 @@ impl<'a> Console<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
     #[test]
@@ -106,24 +104,5 @@ mod tests {
             assert_eq!(console.boot_output(), b"");
             assert_eq!(output, b"first\nsecond\n", "cut at {cut}");
         }
-    }
-
-    #[test]
-    fn output_that_does_not_end_is_left_when_time_is_up() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut child = Command::new("sleep")
-            .arg("1000")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = Vec::new();
-        let mut console = Console::new(&mut output);
-        let stdout = child.stdout.take().unwrap();
-        let deadline = Some(Instant::now() + Duration::from_millis(20));
-        let mut pulse = Pulse::of(directory.path());
-        let copied = copy_until(stdout, &mut console, deadline, &mut pulse);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(copied.unwrap(), Copied::OutOfTime);
     }
 }

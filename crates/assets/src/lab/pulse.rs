@@ -6,7 +6,7 @@
 //!   one that stands still ◀── `info registers`, `nmi` ┴ qemu's monitor ◀─────────── here
 //! ```
 //!
-//! QEMU's emulation of SVM forgets an interrupt now and then (7.2 and 10.0: `svm_helper.c` changes the set of pending ones
+//! QEMU forgets an interrupt now and then (seen with 7.2; we think that its emulation of SVM changes the set of pending ones
 //! without the lock that devices take). If that was the timer's, the processor sleeps for ever, with the interrupt pending
 //! in its APIC: seen as `HLT=1` and `IRR 236`. Any other interrupt makes it look again, so a quiet lab gets a key.
 
