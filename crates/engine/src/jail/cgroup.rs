@@ -172,10 +172,8 @@ impl Groups {
     /// Takes the calling thread into those of version 1, and with it the processes that it starts from then on. A process
     /// that runs already would have to wait for the whole host's to stand still, some 10 ms each time.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        let tasks = self.v1.iter().map(|group| group.join("tasks"));
-        tasks
-            .into_iter()
-            .try_for_each(|tasks| fs::write(tasks, "0"))
+        let mut tasks = self.v1.iter().map(|group| group.join("tasks"));
+        tasks.try_for_each(|tasks| fs::write(tasks, "0"))
     }
 
     /// Takes a process into that of version 2, where a thread cannot go alone.

@@ -95,12 +95,7 @@ impl Faults {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         ensure!(self.rounds > 0, "--rounds 0 measures nothing");
         let engine = context.engine()?;
-        let programs = engine.programs();
-        let place = Place::new(
-            &programs.firecracker,
-            &programs.rekindle,
-            &engine.root().tmp(),
-        )?;
+        let place = Place::of(&engine)?;
         let report = self.race(&place)?;
         if self.json {
             output::json(&report)

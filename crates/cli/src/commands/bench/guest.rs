@@ -16,6 +16,8 @@
 //! A paravirtual KVM emulates these guests instruction by instruction, so they keep to a few plain ones, and a pass
 //! is slow when all its pages are there. What a page costs beyond that is the host's doing.
 
+use anyhow::{Result, ensure};
+
 /// Where the code is loaded and entered.
 const ENTRY: u32 = 16 << 20;
 /// The byte that holds the guest up while it is zero.
@@ -51,6 +53,15 @@ pub(super) fn sweep(pages: u32, memory_mib: Option<u32>) -> Guest {
         pages,
         elf: code.elf(),
     }
+}
+
+/// Refuses a number of pages that [`scatter`] cannot walk.
+pub(super) fn check_pages(pages: u32) -> Result<()> {
+    ensure!(
+        pages.is_power_of_two() && (64..=16_384).contains(&pages),
+        "--pages is a power of two from 64 to 16384"
+    );
+    Ok(())
 }
 
 /// Changes `pages` pages without neighbours in a range eight times as large, in an order without locality, in a VM

@@ -6,6 +6,7 @@ use std::process::{ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rekindle_engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::guest::Guest;
@@ -23,13 +24,15 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// A directory of this bench's own, below `parent`. It is gone again when this is dropped.
-    pub(super) fn new(firecracker: &Path, rekindle: &Path, parent: &Path) -> Result<Place> {
-        let dir = parent.join(format!("bench-{}", std::process::id()));
+    /// The engine's programs, and a directory of this bench's own. It is gone again when this is dropped.
+    pub(super) fn of(engine: &Engine) -> Result<Place> {
+        let dir = engine.root().tmp();
+        let dir = dir.join(format!("bench-{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let programs = engine.programs();
         Ok(Place {
-            firecracker: firecracker.into(),
-            rekindle: rekindle.into(),
+            firecracker: programs.firecracker.clone(),
+            rekindle: programs.rekindle.clone(),
             dir,
         })
     }

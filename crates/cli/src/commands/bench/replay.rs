@@ -81,17 +81,9 @@ struct Idle {
 impl Replay {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         ensure!(self.rounds > 0, "--rounds 0 measures nothing");
-        ensure!(
-            self.pages.is_power_of_two() && (64..=16_384).contains(&self.pages),
-            "--pages is a power of two from 64 to 16384"
-        );
+        guest::check_pages(self.pages)?;
         let engine = context.engine()?;
-        let programs = engine.programs();
-        let place = Place::new(
-            &programs.firecracker,
-            &programs.rekindle,
-            &engine.root().tmp(),
-        )?;
+        let place = Place::of(&engine)?;
         let idle = self.weigh(&place)?;
         let report = self.race(&place, idle)?;
         if self.json {

@@ -38,12 +38,7 @@ pub(super) struct Originals {
 
 impl Originals {
     pub(super) fn take(engine: &Engine, with_network: bool) -> Result<Originals> {
-        let programs = engine.programs();
-        let place = Place::new(
-            &programs.firecracker,
-            &programs.rekindle,
-            &engine.root().tmp(),
-        )?;
+        let place = Place::of(engine)?;
         let plain = block_on(take(engine, place.dir(), None))?;
         let mut originals = Originals {
             engine: engine.clone(),
