@@ -44,6 +44,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: Arguments) -> Result<ExitCod
         share: arguments.share.unwrap_or_else(|| share(workspace)),
         directory: std::env::current_dir()?,
         environment,
+        terminal: true,
         timeout: arguments.timeout.map(Duration::from_secs),
         tries: 1,
     };
@@ -68,6 +69,7 @@ pub(crate) fn options(workspace: &Workspace, environment: Vec<(String, String)>)
         share: share(workspace),
         directory: workspace.root.clone(),
         environment,
+        terminal: true,
         timeout: None,
         tries: 3,
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! assets ─> cargo test (all but e2e) ─> fuzz targets, briefly ─> e2e built ─┬─ each test target ─> here
-//!                                                                            └─ the one named lab ─> in the lab
+//!                                                                            └─ the one named lab ─> in two labs
 //! ```
 //!
 //! A test that lacks something prints `SKIPPED <test>: <reason>` and passes; the lines are
@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 pub(crate) use self::stage::Stage;
 use self::transcript::{Failure, Tail, Transcript, plain};
-use crate::workspace::Workspace;
+use crate::workspace::{Package, Workspace};
 use crate::{assets, fuzz};
 
 const E2E: &str = "rekindle-e2e";
@@ -69,16 +69,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let mut summary = Summary::default();
 
     let mut cargo = workspace.cargo();
-    cargo.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        E2E,
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ]);
+    // All packages, for the same features: leaving one out would build what they depend on once more.
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for name in other_tests(&workspace.packages) {
+        cargo.args(["--test", name]);
+    }
+    cargo.args(["--", "--show-output"]);
     summary.native("cargo test", cargo.envs(environment.iter().cloned()))?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--doc"]);
+    summary.native("cargo test --doc", cargo.envs(environment.iter().cloned()))?;
 
     summary.fuzz(workspace);
 
@@ -113,12 +113,21 @@ pub(crate) fn environment(workspace: &Workspace, assets: &Assets) -> Result<Vec<
 
 /// Builds the program, which the stories run, and tells where it is.
 fn build_program(workspace: &Workspace) -> Result<String> {
+    // With all tests: alone it would need other features of what both depend on, and that be built twice.
     let status = workspace
         .cargo()
-        .args(["build", "--workspace", "--bin", PROGRAM])
+        .args(["build", "--workspace", "--bin", PROGRAM, "--tests"])
         .status()?;
     anyhow::ensure!(status.success(), "{PROGRAM} does not build");
     assets::text(&workspace.target.join("debug").join(PROGRAM))
+}
+
+/// The test targets of all packages but the e2e one.
+fn other_tests(packages: &[Package]) -> impl Iterator<Item = &str> {
+    let others = packages.iter().filter(|package| package.name != E2E);
+    let targets = others.flat_map(|package| &package.targets);
+    let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    tests.map(|target| target.name.as_str())
 }
 
 /// A test program of the e2e package.
@@ -231,9 +240,10 @@ impl Summary {
     /// Runs tests in the lab.
     fn in_lab(&mut self, name: &str, stage: &Stage) -> Result<()> {
         eprintln!("\n== {name}, in the lab");
-        let (failure, transcript) = stage.play(&["--show-output"])?;
-        let failure = failure.map(|why| format!("{name} ({why})"));
-        self.add(transcript, failure, Tail::default());
+        for (failure, transcript) in stage.play_all()? {
+            let failure = failure.map(|why| format!("{name} ({why})"));
+            self.add(transcript, failure, Tail::default());
+        }
         Ok(())
     }
 

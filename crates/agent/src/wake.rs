@@ -1,7 +1,7 @@
 //! Waking up as another VM: everything that two copies of one guest must not share, before the first command runs.
 //!
 //! ```text
-//!   thaw ─▶ orphans ─▶ clock ─▶ random ─▶ names ─▶ addresses ─▶ environment ─▶ hooks ─▶ woken
+//!   console ─▶ thaw ─▶ orphans ─▶ clock ─▶ random ─▶ names ─▶ addresses ─▶ environment ─▶ hooks ─▶ woken
 //! ```
 
 mod address;
@@ -14,12 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rekindle_agent::{Clock, Refusal, Step, Wake, What, Why, Woken};
+use rustix::fs::{Mode, OFlags};
+use rustix::termios::{Action, tcflow};
 use rustix::time::{ClockId, Timespec};
 
 use crate::freeze::Freezer;
 use crate::program;
 use crate::sessions::Sessions;
 use crate::sys;
+
+/// Firecracker's serial device.
+const CONSOLE: &str = "/dev/ttyS0";
 
 /// Who the guest is, and what came of telling it.
 #[derive(Debug, Default)]
@@ -37,8 +42,8 @@ pub(crate) struct HostTime {
 impl Identity {
     /// Does all of it. What fails is told in the answer, and stops nothing else.
     ///
-    /// Who asks again, as a host does that was killed before it heard the answer, gets the answer from before; only the
-    /// clock is set once more.
+    /// Who asks again, as a host does that has heard no answer, gets the answer from before; only the clock is set once
+    /// more, as whoever was to tell the time may have been gone.
     pub(crate) fn wake(
         &self,
         wake: &Wake,
@@ -48,14 +53,18 @@ impl Identity {
     ) -> Result<Woken, Refusal> {
         check(wake)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((id, woken)) = &*known
+        if let Some((id, woken)) = &mut *known
             && *id == wake.vm.id
         {
-            if wake.clock == Clock::SetToHost {
-                let _ = set_clock(ask_time);
+            if wake.clock == Clock::SetToHost && set_clock(ask_time).is_ok() {
+                let clock = |step: &&mut Step| step.what == What::Clock;
+                if let Some(step) = woken.steps.iter_mut().find(clock) {
+                    step.problem = None;
+                }
             }
             return Ok(woken.clone());
         }
+        console();
         let mut woken = Woken::default();
         let mut step = |what, does: &mut dyn FnMut() -> Result<(), String>| {
             let begun = Instant::now();
@@ -118,6 +127,18 @@ fn check(wake: &Wake) -> Result<(), Refusal> {
         return nonsense(format!("{id:?} is no machine id"));
     }
     Ok(())
+}
+
+/// Has the serial console go on. Firecracker's snapshots do not have the registers of its serial device: a console that was
+/// cut off in the middle of a text waits in the copy for an interrupt that nobody asked the device for. To stop and start it
+/// asks anew.
+fn console() {
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // A guest without one has nothing to go on with.
+    if let Ok(console) = rustix::fs::open(CONSOLE, flags, Mode::empty()) {
+        let _ = tcflow(&console, Action::OOff);
+        let _ = tcflow(&console, Action::OOn);
+    }
 }
 
 fn set_clock(ask: impl FnOnce() -> io::Result<HostTime>) -> io::Result<()> {

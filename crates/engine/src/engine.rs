@@ -11,7 +11,7 @@ use crate::jail::{self, Isolation, JailError};
 use crate::programs::Programs;
 use crate::remote::Remote;
 use crate::vm::boot::BootError;
-use crate::vm::config::BootConfig;
+use crate::vm::config::{BootConfig, Limits};
 use crate::vm::rehearse::{RehearseConfig, RehearseError, Rehearsed};
 use crate::vm::restore::{Prepared, RestoreConfig, RestoreError};
 use crate::vm::{Vm, boot, rehearse, restore};
@@ -81,7 +81,7 @@ impl Engine {
 
     /// Refuses where VMs cannot be jailed: it takes root, and Firecracker's jailer.
     pub fn check_jail(&self) -> Result<(), JailError> {
-        jail::check(Isolation::Jailed, self.programs())
+        jail::check(self, Isolation::Jailed, &Limits::default())
     }
 
     /// A snapshot by name or id.

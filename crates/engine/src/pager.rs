@@ -17,12 +17,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use rekindle_firecracker::{IdentifyError, Pidfd, ProcessId};
-use rekindle_pager::{Ended, PackedSource, Prefetch};
+use rekindle_pager::{Ended, Live, PackedSource, Prefetch, StateError};
+use rekindle_store::causes::with_causes;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
 use crate::jail::{self, JailError};
-use crate::vm::dir::{PAGER_LOG, PAGER_SOCKET, PAGER_STATE, PAGER_STATS, VmDir};
+use crate::vm::dir::{
+    OUTLINE, PAGER_LOG, PAGER_PLAN, PAGER_SOCKET, PAGER_STATE, PAGER_STATS, PAGER_TOUCHED, VmDir,
+};
 
 /// How many lines of the page server's errors are told when it dies.
 const LAST_WORDS: usize = 4;
@@ -141,6 +144,8 @@ pub(crate) struct PagerProcess {
     id: ProcessId,
     pidfd: Arc<Pidfd>,
     child: Option<Child>,
+    /// Closed at its other end when what was touched is there to be collected, at the latest when it has ended.
+    sign: Option<OwnedFd>,
     /// How much others had said in the log before.
     log_from: u64,
 }
@@ -199,6 +204,7 @@ impl PagerProcess {
             id,
             pidfd,
             child: None,
+            sign: None,
             log_from: log.map_or(0, |log| log.len()),
         })
     }
@@ -210,6 +216,12 @@ impl PagerProcess {
     /// The hold on it.
     pub(crate) fn pidfd(&self) -> Arc<Pidfd> {
         self.pidfd.clone()
+    }
+
+    /// What tells when there is something to be collected, the first time that it is asked for, from one that was started
+    /// here.
+    pub(crate) fn take_sign(&mut self) -> Option<OwnedFd> {
+        self.sign.take()
     }
 
     /// Ends it.
@@ -256,7 +268,18 @@ pub(crate) fn kill_reason(dir: &VmDir) -> Option<String> {
 
 /// Whether a page server of this VM has had its handshake: from then on another one can take its place.
 pub(crate) fn has_state(dir: &VmDir) -> bool {
-    dir.file(PAGER_STATE).exists()
+    match Live::open(&dir.file(PAGER_STATE)) {
+        Err(StateError::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+        _ => true,
+    }
+}
+
+/// Does what a page server has no right to: records what was touched, and writes down what it did. Waits for files. What
+/// cannot be done is noted, and stops nothing.
+pub(crate) fn collect(dir: &VmDir) {
+    if let Err(error) = rekindle_pager::collect(&dir.file(PAGER_STATE)) {
+        note(dir, &with_causes(&error));
+    }
 }
 
 /// Writes a line into the page servers' log. A log that cannot be written stops nothing.
@@ -266,7 +289,7 @@ pub(crate) fn note(dir: &VmDir, line: &str) {
 
 /// Removes what page servers of an earlier start left: a state that is there is a handshake that was had.
 fn clear(dir: &VmDir) -> Result<(), PagerError> {
-    for name in [PAGER_STATE, PAGER_STATS] {
+    for name in [PAGER_STATE, PAGER_PLAN, PAGER_TOUCHED, PAGER_STATS] {
         let path = dir.file(name);
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -291,12 +314,16 @@ fn spawn(
     };
     let log = log_file(dir).map_err(spawn)?;
     let log_from = log.metadata().map_err(spawn)?.len();
+    // Who fetches needs to know where, and credentials; who does not has nothing of ours.
+    if !dir.file(OUTLINE).exists() {
+        command.env_clear();
+    }
     let mut child = command
         .args(["--state", PAGER_STATE, "--supervised", "--id", vm_id])
         .current_dir(dir.path())
         .process_group(0)
         .stdin(Stdio::from(stdin))
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::from(log))
         .spawn()
         .map_err(spawn)?;
@@ -305,6 +332,7 @@ fn spawn(
         Ok((pidfd, id)) => Ok(PagerProcess {
             id,
             pidfd: Arc::new(pidfd),
+            sign: child.stdout.take().map(OwnedFd::from),
             child: Some(child),
             log_from,
         }),

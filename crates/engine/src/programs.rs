@@ -40,7 +40,9 @@ pub enum ProgramError {
         path: PathBuf,
     },
     /// No jailer.
-    #[error("no jailer: not in ${JAILER_VARIABLE}, not at {beside}; run: rekindle setup")]
+    #[error(
+        "no jailer: not in ${JAILER_VARIABLE}, not at {beside}; run rekindle setup, or do without a jail: --no-jail"
+    )]
     NoJailer {
         /// Where it would be, beside Firecracker.
         beside: PathBuf,

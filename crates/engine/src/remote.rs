@@ -120,6 +120,17 @@ impl Remote {
         Ok(self.outline.lay(fetch, dir)?)
     }
 
+    /// The working set that copies on this host share and add to, where nothing else is of this snapshot; at first the one
+    /// that came with it, which is `laid`. One that cannot be kept costs the next copy time.
+    pub(crate) fn working_set(&self, root: &Root, laid: &Path) -> PathBuf {
+        let cache = root.cache();
+        let set = cache.join(format!("set-{}", self.manifest().id));
+        let _ = std::fs::create_dir_all(&cache);
+        // Whole or not at all; and whoever adds to it makes a new file of it.
+        let _ = std::fs::hard_link(laid, &set);
+        set
+    }
+
     /// What a page server needs to know of it once it is laid out in `outline`.
     pub(crate) fn source(&self, root: &Root, outline: PathBuf) -> PackedSource {
         let cached = matches!(self.place, Location::Bucket { .. });

@@ -19,7 +19,9 @@ use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
 
+use crate::hints::Hints;
 use crate::packed::OpenPlace;
+use crate::sandbox::{Rights, Sandbox, SandboxError};
 use crate::source::{Backing, SourceError};
 use crate::state::{Count, State, StateError};
 use crate::sys::Uffd;
@@ -46,6 +48,10 @@ pub struct Adoption {
     pub open_place: Option<OpenPlace>,
     /// What to do with a page server that lives.
     pub living: Living,
+    /// The rights that are left when the VM is served.
+    pub rights: Rights,
+    /// As of [`Options`](crate::Options).
+    pub sign: Option<OwnedFd>,
 }
 
 /// What to do with a page server that lives.
@@ -66,6 +72,8 @@ impl Adoption {
             descriptor: None,
             open_place: None,
             living: Living::Respect,
+            rights: Rights::default(),
+            sign: None,
         }
     }
 }
@@ -103,6 +111,9 @@ pub enum AdoptError {
         /// The state.
         state: PathBuf,
     },
+    /// The page server keeps more rights than it was to.
+    #[error("cannot confine the page server")]
+    Sandbox(#[from] SandboxError),
     /// It has none, or more than one.
     #[error("process {pid} has {count} userfaultfds, not one")]
     Descriptors {
@@ -166,6 +177,7 @@ pub(crate) struct Taken {
     pub(crate) uffd: Uffd,
     pub(crate) state: State,
     pub(crate) backing: Backing,
+    pub(crate) hints: Hints,
 }
 
 /// Becomes the VM's page server.
@@ -176,7 +188,10 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
         descriptor,
         open_place,
         living,
+        rights,
+        sign,
     } = adoption;
+    let path = std::path::absolute(&path).unwrap_or(path);
     let state = State::open(&path)?;
     let failed = |source| AdoptError::Vm { pid, source };
     let raw = Pid::from_raw(pid).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -191,17 +206,36 @@ pub(crate) fn take(adoption: Adoption) -> Result<Taken, AdoptError> {
         None => take_descriptor(pid)?,
     };
     let uffd = Uffd::adopt(descriptor).map_err(|_| AdoptError::NotAUserfaultfd)?;
+    let plan = &state.saved().plan;
+    let mut sandbox = Sandbox::new(rights, plan);
+    let open = || {
+        let backing = Backing::open(&plan.source, open_place)?;
+        match backing.bytes() == state.regions().bytes() {
+            true => Ok(backing),
+            false => Err(AdoptError::OtherMemory {
+                state: path.clone(),
+            }),
+        }
+    };
     // Before anything is ended: without it there is nothing to serve.
-    let backing = Backing::open(&state.saved().source, open_place)?;
-    if backing.bytes() != state.regions().bytes() {
-        return Err(AdoptError::OtherMemory { state: path });
-    }
+    let opened = match sandbox.is_far() {
+        true => None,
+        false => Some(open()?),
+    };
     own(&state, &path, living)?;
+    let hints = Hints::open(plan, Some(&path), rights, sign);
+    sandbox.confine(state.bytes())?;
+    let backing = match opened {
+        Some(backing) => backing,
+        None => open()?,
+    };
+    state.set_confinement(sandbox.hold_only(&vm)?);
     Ok(Taken {
         vm,
         uffd,
         state,
         backing,
+        hints,
     })
 }
 

@@ -112,7 +112,7 @@ pub fn serve(
         listening: listening.path().into(),
         pid: std::process::id(),
     });
-    let guest = handshake::receive(&listening, bytes, None)?;
+    let guest = handshake::wait_for(&listening, None)?.hear(bytes)?;
     drop(listening);
     if guest.regions.page_size() != PageSize::Small {
         let event = "large pages".to_owned();

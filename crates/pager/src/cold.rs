@@ -16,7 +16,6 @@ use std::thread;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::far::Haste;
 use crate::source::Backing;
 use crate::stats::KillReason;
 use crate::trace::Kind;
@@ -120,12 +119,8 @@ fn read_all(
         else {
             return;
         };
-        let haste = match kind {
-            Kind::Demand => Haste::Urgent,
-            _ => Haste::Later,
-        };
         let (out, wake) = (out.clone(), Arc::clone(wake));
-        backing.fetch(offset, bytes, haste, move |bytes| {
+        backing.fetch(offset, bytes, kind.into(), move |bytes| {
             // Once the server has ended nobody wants it.
             let _ = out.send(Done { run, kind, bytes });
             let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());

@@ -20,6 +20,7 @@ use rekindle_store::causes::with_causes;
 use rekindle_store::packed::{Cache, Fetch, FetchError, Index, Objects, Run};
 
 use crate::recent::Recent;
+use crate::trace::Kind;
 use crate::unit::index as at;
 
 /// As many requests are under way at once.
@@ -45,6 +46,15 @@ pub(crate) enum Haste {
     Urgent,
     /// Nobody does.
     Later,
+}
+
+impl From<Kind> for Haste {
+    fn from(kind: Kind) -> Haste {
+        match kind {
+            Kind::Demand => Haste::Urgent,
+            Kind::Around | Kind::Replay | Kind::Zero => Haste::Later,
+        }
+    }
 }
 
 type Raw = Arc<Vec<u8>>;
@@ -117,6 +127,11 @@ impl Far {
     /// A chunk that was used a moment ago, without waiting for anything.
     pub(crate) fn at_hand(&self, key: Key) -> Option<Raw> {
         self.shared.recent().get(key)
+    }
+
+    /// A chunk that is in this host's memory, though it has to be read and proven first.
+    pub(crate) fn in_memory(&self, key: Key) -> Option<Raw> {
+        self.shared.in_memory(key)
     }
 
     /// A chunk that is on this host. Waits for its disk.
@@ -193,6 +208,20 @@ impl Shared {
         let raw = Arc::new(self.cache.as_ref()?.get(chunk)?);
         self.recent().put(key, raw.clone());
         Some(raw)
+    }
+
+    fn in_memory(&self, key: Key) -> Option<Raw> {
+        let index = &self.indexes[usize::from(key.layer)];
+        let raw = Arc::new(self.fetch_from().at_once(index, key.chunk)?);
+        self.recent().put(key, raw.clone());
+        Some(raw)
+    }
+
+    fn fetch_from(&self) -> Fetch<'_> {
+        Fetch {
+            objects: &*self.objects,
+            cache: self.cache.as_ref(),
+        }
     }
 
     /// Sees to it that somebody does what there is to do.
@@ -291,10 +320,7 @@ impl Shared {
     fn fetch(&self, mut under_way: UnderWay<'_>) {
         let (layer, haste) = (under_way.layer, under_way.haste);
         let UnderWay { run, left, .. } = &mut under_way;
-        let fetch = Fetch {
-            objects: &*self.objects,
-            cache: self.cache.as_ref(),
-        };
+        let fetch = self.fetch_from();
         let index = &self.indexes[usize::from(layer)];
         self.bytes.fetch_add(run.bytes(), Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);

@@ -20,14 +20,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags, accept_with,
-    recvmsg,
+    recv, recvmsg,
 };
 use serde::Deserialize;
 
 use crate::region::{Region, RegionError, RegionMap};
 use crate::sys::{Uffd, peer_pid};
 use crate::unit::{HostAddr, MemoryOffset};
-use crate::vm::Vm;
+use crate::vm::{OnDrop, Vm};
 
 /// Firecracker sends about 121 bytes a region and has at most a handful.
 const MESSAGE_LIMIT: usize = 64 * 1024;
@@ -127,12 +127,22 @@ pub fn parse(message: &[u8], memory_file: u64) -> Result<RegionMap, HandshakeErr
     Ok(RegionMap::new(regions.collect(), memory_file)?)
 }
 
-/// Waits for a VM, until `limit` has passed if there is one.
-pub(crate) fn receive(
+/// Somebody who has connected and begun to speak, and of whom nothing was read yet.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Not ours to kill before it has handed over a userfaultfd.
+    vm: Vm,
+    connection: OwnedFd,
+    deadline: Deadline,
+}
+
+/// Waits for somebody who speaks, until `limit` has passed if there is one.
+///
+/// That is all that takes a right. Whatever a stranger wrote is read by [`Caller::hear`].
+pub(crate) fn wait_for(
     listener: impl AsFd,
-    memory_file: u64,
     limit: Option<Duration>,
-) -> Result<Guest, HandshakeError> {
+) -> Result<Caller, HandshakeError> {
     let deadline = Deadline::after(limit);
     loop {
         deadline.wait_readable(&listener)?;
@@ -143,9 +153,46 @@ pub(crate) fn receive(
             Err(errno) => return Err(received(errno)),
         };
         // Who hangs up without a word only wanted to know whether somebody listens.
-        if let Some(message) = receive_message(&connection, &deadline)? {
-            return take_on(connection, message, memory_file);
+        if speaks(&connection, &deadline)? {
+            let mut vm = open_peer(&connection)?;
+            vm.on_drop(OnDrop::Wait);
+            return Ok(Caller {
+                vm,
+                connection,
+                deadline,
+            });
         }
+    }
+}
+
+/// Whether there is something to read, once that is known.
+fn speaks(connection: &OwnedFd, deadline: &Deadline) -> Result<bool, HandshakeError> {
+    loop {
+        deadline.wait_readable(connection)?;
+        match recv(connection, &mut [0_u8; 1], RecvFlags::PEEK) {
+            Ok((_, bytes)) => return Ok(bytes > 0),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(false),
+            Err(errno) => return Err(received(errno)),
+        }
+    }
+}
+
+impl Caller {
+    /// Its process, which may be anybody's so far.
+    pub(crate) fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Reads what it has to say, and takes it on.
+    pub(crate) fn hear(self, memory_file: u64) -> Result<Guest, HandshakeError> {
+        let Caller {
+            vm,
+            connection,
+            deadline,
+        } = self;
+        let message = receive_message(&connection, &deadline)?;
+        take_on(vm, connection, message, memory_file)
     }
 }
 
@@ -158,7 +205,7 @@ struct RawMessage {
 fn receive_message(
     connection: &OwnedFd,
     deadline: &Deadline,
-) -> Result<Option<RawMessage>, HandshakeError> {
+) -> Result<RawMessage, HandshakeError> {
     let mut bytes = vec![0; MESSAGE_LIMIT];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT))];
     loop {
@@ -168,7 +215,6 @@ fn receive_message(
         let got = match recvmsg(connection, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(got) => got,
             Err(Errno::AGAIN | Errno::INTR) => continue,
-            Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(received(errno)),
         };
         let mut descriptors = Vec::new();
@@ -177,19 +223,17 @@ fn receive_message(
                 descriptors.extend(fds);
             }
         }
-        if got.bytes == 0 && descriptors.is_empty() {
-            return Ok(None);
-        }
         bytes.truncate(got.bytes);
-        return Ok(Some(RawMessage {
+        return Ok(RawMessage {
             bytes,
             descriptors,
             flags: got.flags,
-        }));
+        });
     }
 }
 
 fn take_on(
+    mut vm: Vm,
     connection: OwnedFd,
     message: RawMessage,
     memory_file: u64,
@@ -202,7 +246,7 @@ fn take_on(
     // Further descriptors are for a Firecracker to come; they are closed here.
     let uffd = match descriptors.into_iter().next().map(Uffd::adopt) {
         _ if flags.contains(ReturnFlags::CTRUNC) => {
-            drop(open_peer(&connection)?);
+            vm.on_drop(OnDrop::Kill);
             return Err(HandshakeError::DescriptorsLost);
         }
         // It waits for no page of ours, so it need not die.
@@ -210,10 +254,8 @@ fn take_on(
         Some(Err(_)) => return Err(HandshakeError::NotAUserfaultfd),
         Some(Ok(uffd)) => uffd,
     };
-    let caught = Caught {
-        vm: open_peer(&connection)?,
-        uffd,
-    };
+    vm.on_drop(OnDrop::Kill);
+    let caught = Caught { vm, uffd };
     if bytes.len() == MESSAGE_LIMIT {
         return Err(HandshakeError::TooLong {
             limit: MESSAGE_LIMIT,
@@ -257,6 +299,7 @@ fn received(errno: Errno) -> HandshakeError {
 }
 
 /// A point in time that may never come.
+#[derive(Debug)]
 struct Deadline {
     limit: Option<(Duration, Instant)>,
 }

@@ -32,14 +32,17 @@ mod bits;
 mod cold;
 mod far;
 mod handshake;
+mod hints;
 mod histogram;
 mod layer;
 mod live;
 mod packed;
+mod plan;
 mod prefetch;
 mod recent;
 mod record;
 mod region;
+mod sandbox;
 mod server;
 mod socket;
 mod source;
@@ -51,12 +54,14 @@ mod stats;
     reason = "the ioctls of a userfaultfd; the file opens with its safety model"
 )]
 mod sys;
+mod touched;
 mod trace;
 mod unit;
 mod vm;
 
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +70,7 @@ pub use handshake::{HandshakeError, parse as parse_handshake};
 pub use live::Live;
 pub use packed::{OpenPlace, Opened, PackedError, PackedSource, Prefetch};
 pub use region::{Region, RegionError, RegionMap};
+pub use sandbox::{Confinement, FilterError, Rights, SandboxError, landlock_works};
 pub use socket::{ListenError, Socket};
 pub use source::{Source, SourceError};
 pub use state::StateError;
@@ -72,10 +78,12 @@ pub use stats::{BadPage, Ended, KillReason, Latency, Operation, Ready, Stats};
 pub use trace::{Kind, Piece};
 pub use unit::{HostAddr, MemoryOffset, PageIndex, PageRun, PageSize};
 
-use handshake::Guest;
+use handshake::{Caller, Guest};
+use hints::Hints;
+use plan::Plan;
 use prefetch::Replay;
-use record::Recorder;
-use rekindle_store::working_set;
+use rekindle_store::working_set::WorkingSetError;
+use sandbox::Sandbox;
 use server::{Parts, Server};
 use socket::Listening;
 use source::Backing;
@@ -102,6 +110,10 @@ pub struct Options {
     pub open_place: Option<OpenPlace>,
     /// Who looks after the VM if this page server fails.
     pub failing: Failing,
+    /// The rights that are left when a stranger is listened to.
+    pub rights: Rights,
+    /// Closed once [`collect`] finds what was touched, if it is left for the owner.
+    pub sign: Option<OwnedFd>,
     /// How long to wait for Firecracker to connect and speak; for ever unless set.
     pub timeout: Option<Duration>,
 }
@@ -128,6 +140,8 @@ impl Options {
             state: None,
             open_place: None,
             failing: Failing::default(),
+            rights: Rights::default(),
+            sign: None,
             timeout: None,
         }
     }
@@ -149,6 +163,9 @@ pub enum PagerError {
     /// What a successor needs cannot be kept. If a VM had been taken on, it has been killed.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The page server keeps more rights than it was to. The VM has been killed.
+    #[error("cannot confine the page server")]
+    Sandbox(#[from] SandboxError),
     /// The VM's process cannot be identified. It has been killed.
     #[error("cannot identify the VM")]
     Identify {
@@ -177,6 +194,33 @@ pub enum PagerError {
     },
 }
 
+/// Why what a page server left could not be collected. What could be was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectError {
+    /// What it was told cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What was touched cannot be merged.
+    #[error("cannot record the working set {path}")]
+    Record {
+        /// The working set.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: WorkingSetError,
+    },
+    /// The counts cannot be written.
+    #[error("cannot write the stats file {path}")]
+    WriteStats {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// Serves one VM from its handshake to its end, and blocks that long.
 ///
 /// `on_ready` is called once Firecracker may connect. That the page server had to kill the VM is no error of
@@ -184,73 +228,138 @@ pub enum PagerError {
 /// unless it was to be left to a successor; if the calling process is killed the VM lives on, waiting, and
 /// somebody else must [take it over](adopt()) or end it.
 pub fn serve(options: Options, on_ready: impl FnOnce(&Ready)) -> Result<Stats, PagerError> {
-    let Options {
-        socket,
-        source,
-        stats,
-        replay,
-        record,
-        state: state_file,
-        open_place,
-        failing,
-        timeout,
-    } = options;
-    let backing = Backing::open(&source, open_place)?;
-    let room = Room::take(state_file.as_deref(), backing.bytes())?;
-    let listening = Listening::open(socket)?;
+    let plan = Plan {
+        source: full_source(options.source),
+        stats: full(options.stats),
+        record: full(options.record),
+        replay: full(options.replay),
+    };
+    let (state_file, rights) = (full(options.state), options.rights);
+    let mut desk = Desk {
+        hints: Hints::open(&plan, state_file.as_deref(), rights, options.sign),
+        sandbox: Sandbox::new(rights, &plan),
+        room: Room::make(state_file.as_deref())?,
+        plan,
+        state_file,
+    };
+    let open = |plan: &Plan| Backing::open(&plan.source, options.open_place);
+    let opened = match desk.sandbox.is_far() {
+        true => None,
+        false => Some(open(&desk.plan)?),
+    };
+    let listening = Listening::open(options.socket)?;
+    if desk.sandbox.is_early() {
+        desk.settle()?;
+        let state_bytes = opened.as_ref().map_or(0, |memory| Room::of(memory.bytes()));
+        desk.sandbox.confine(state_bytes)?;
+    }
+    let backing = match opened {
+        Some(backing) => backing,
+        None => open(&desk.plan)?,
+    };
+    desk.room.reserve(backing.bytes())?;
     on_ready(&Ready {
         listening: listening.path().into(),
         pid: std::process::id(),
     });
-    let guest = handshake::receive(&listening, backing.bytes(), timeout)?;
+    let caller = handshake::wait_for(&listening, options.timeout)?;
     drop(listening);
-    let Guest {
-        mut vm,
-        uffd,
-        regions,
-        connection,
-    } = guest;
-    let identity = VmIdentity::of(vm.pid()).map_err(|source| PagerError::Identify { source })?;
-    let saved = Saved {
-        vm: identity,
-        regions: regions.regions().to_vec(),
-        memory_bytes: backing.bytes(),
-        source: full_source(source),
-        stats: full(stats),
-        record: full(record),
-        replay: full(replay),
-    };
-    let state = State::create(room, saved, regions)?;
-    if state_file.is_some() {
-        vm.on_drop(on_drop(failing));
+    let ready = desk.be_ready_for(&caller);
+    // Heard in any case: who waits for pages that nobody brings is killed for it.
+    let guest = caller.hear(backing.bytes());
+    let (identity, confinement) = ready?;
+    let guest = guest?;
+    desk.serve(guest, identity, confinement, backing, options.failing)
+}
+
+/// What a page server has before it has a VM.
+struct Desk {
+    plan: Plan,
+    state_file: Option<PathBuf>,
+    hints: Hints,
+    room: Room,
+    sandbox: Sandbox,
+}
+
+impl Desk {
+    /// Makes all that is ever made beside the state.
+    fn settle(&mut self) -> Result<(), StateError> {
+        if let Some(state) = &self.state_file {
+            self.plan.write(state)?;
+        }
+        self.room.name()
     }
-    let (replay, recorder) = working_set_of(&state);
-    bring(&backing, &state, replay.as_ref());
-    let server = Server::new(Parts {
-        vm,
-        uffd,
-        connection: Some(connection),
-        state,
-        backing: Arc::new(backing),
-        replay,
-        recorder,
-    });
-    finish(server)
+
+    /// Does what takes a right, and gives up the rights.
+    fn be_ready_for(
+        &mut self,
+        caller: &Caller,
+    ) -> Result<(VmIdentity, Option<Confinement>), PagerError> {
+        let identity = VmIdentity::of(caller.vm().pid());
+        let identity = identity.map_err(|source| PagerError::Identify { source })?;
+        if !self.sandbox.is_early() {
+            self.settle()?;
+            self.sandbox.confine(0)?;
+        }
+        let confinement = self.sandbox.hold_only(caller.vm())?;
+        Ok((identity, confinement))
+    }
+
+    fn serve(
+        self,
+        guest: Guest,
+        identity: VmIdentity,
+        confinement: Option<Confinement>,
+        mut backing: Backing,
+        failing: Failing,
+    ) -> Result<Stats, PagerError> {
+        let Guest {
+            mut vm,
+            uffd,
+            regions,
+            connection,
+        } = guest;
+        let saved = Saved {
+            vm: identity,
+            regions: regions.regions().to_vec(),
+            memory_bytes: backing.bytes(),
+            plan: self.plan,
+        };
+        let state = State::create(self.room, saved, regions)?;
+        state.set_confinement(confinement);
+        if self.state_file.is_some() {
+            vm.on_drop(on_drop(failing));
+        }
+        let (replay, recorder) = self.hints.of(&state);
+        bring(&mut backing, &state, replay.as_ref());
+        let server = Server::new(Parts {
+            vm,
+            uffd,
+            connection: Some(connection),
+            state,
+            backing: Arc::new(backing),
+            replay,
+            recorder,
+        });
+        finish(server, self.sandbox.rights())
+    }
 }
 
 /// Goes on serving a VM whose page server has died, or is to be replaced, to the VM's end.
 ///
 /// What it serves and where it leaves its counts is what the page server before it was told.
 pub fn adopt(adoption: Adoption, failing: Failing) -> Result<Stats, PagerError> {
+    let rights = adoption.rights;
     let adopt::Taken {
         mut vm,
         uffd,
         state,
-        backing,
+        mut backing,
+        hints,
     } = adopt::take(adoption)?;
     vm.on_drop(on_drop(failing));
-    let (replay, recorder) = working_set_of(&state);
-    bring(&backing, &state, replay.as_ref());
+    let (replay, recorder) = hints.of(&state);
+    bring(&mut backing, &state, replay.as_ref());
     let mut server = Server::new(Parts {
         vm,
         uffd,
@@ -261,18 +370,49 @@ pub fn adopt(adoption: Adoption, failing: Failing) -> Result<Stats, PagerError> 
         recorder,
     });
     server.succeed();
-    finish(server)
+    finish(server, rights)
 }
 
-fn finish(server: Server) -> Result<Stats, PagerError> {
+fn finish(server: Server, rights: Rights) -> Result<Stats, PagerError> {
     let path = server.stats_file();
     let stats = server.run().map_err(|source| PagerError::Kill { source })?;
-    if let Some(path) = path {
+    if let (Some(path), true) = (path, rights != Rights::None) {
         stats
             .write(&path)
             .map_err(|source| PagerError::WriteStats { path, source })?;
     }
     Ok(stats)
+}
+
+/// Does for a page server without rights what it left to its owner: merges what was touched into the working set that it
+/// was told, and writes its stats file, if it has ended. `state` is its state file. May be repeated.
+///
+/// Where things go stands in a file that such a page server cannot write; what it says of the guest is checked. To have a
+/// snapshot's working set written, hold a lease on it.
+///
+/// # Errors
+/// A [`CollectError`]; what could be collected was.
+pub fn collect(state: &Path) -> Result<(), CollectError> {
+    let Some(plan) = Plan::read(state)? else {
+        return Ok(());
+    };
+    let recorded = match &plan.record {
+        None => Ok(false),
+        Some(path) => {
+            touched::merge(&touched::path(state), path).map_err(|source| CollectError::Record {
+                path: path.clone(),
+                source,
+            })
+        }
+    };
+    if let (Some(path), Ok(state)) = (plan.stats, State::open(state))
+        && let Some(ended) = state.ended()
+    {
+        Stats::of(&state, Some(ended))
+            .write(&path)
+            .map_err(|source| CollectError::WriteStats { path, source })?;
+    }
+    recorded.map(drop)
 }
 
 fn on_drop(failing: Failing) -> OnDrop {
@@ -283,29 +423,9 @@ fn on_drop(failing: Failing) -> OnDrop {
 }
 
 /// Has fetched what stands in the working set, in its order, before the server asks for the pieces of it.
-fn bring(backing: &Backing, state: &State, replay: Option<&Replay>) {
+fn bring(backing: &mut Backing, state: &State, replay: Option<&Replay>) {
     let pages = replay.into_iter().flat_map(Replay::pages);
     backing.bring(pages.map(|page| state.regions().offset(page)));
-}
-
-/// The working set to replay and the one to record. Neither is worth a VM: what cannot be read is told, and left.
-fn working_set_of(state: &State) -> (Option<Replay>, Option<Recorder>) {
-    let (saved, regions) = (state.saved(), state.regions());
-    let page_size = regions.page_size();
-    let set = saved.replay.as_deref().and_then(|path| {
-        let read = working_set::read_for(path, page_size.bytes(), regions.pages());
-        read.unwrap_or_else(|error| {
-            eprintln!("cannot replay {}: {error}", path.display());
-            None
-        })
-    });
-    let replay = set.map(|set| Replay::of(&set, page_size));
-    let held_back = replay.as_ref().map_or(&[][..], Replay::held_back);
-    let recorder = saved
-        .record
-        .clone()
-        .map(|path| Recorder::new(path, regions, held_back));
-    (replay, recorder)
 }
 
 /// A successor may work in another directory.

@@ -32,9 +32,9 @@ impl Live {
         u32::try_from(self.state.get(Count::Server)).unwrap_or(0)
     }
 
-    /// The counts up to now.
+    /// The counts up to now, and how it ended, if it has.
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.state, None)
+        Stats::of(&self.state, self.state.ended())
     }
 
     /// What came in when: the first pieces only, as many as there is room for.

@@ -27,6 +27,9 @@ use crate::unit::{index, length};
 /// Bytes of a page, as chunks count them.
 const PAGE: usize = 4096;
 
+/// From so many pages a chunk on, a working set lies together: a piece of it is in three chunks at the most, mostly in one.
+const TOGETHER: usize = 8;
+
 /// A snapshot whose memory stays in a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackedSource {
@@ -116,6 +119,8 @@ pub enum PackedError {
 pub(crate) struct Packed {
     far: Far,
     prefetch: Prefetch,
+    /// Whether what is brought ahead lies together: the working set if there is one, and what a guest walks to.
+    together: bool,
 }
 
 impl Packed {
@@ -143,6 +148,7 @@ impl Packed {
         Ok(Packed {
             far: Far::new(outline.indexes().to_vec(), objects, cache),
             prefetch: source.prefetch,
+            together: false,
         })
     }
 
@@ -172,8 +178,17 @@ impl Packed {
         1 + keys.take_while(|other| *other == key).count()
     }
 
-    /// Fills the start of `buffer` with the pages from `first` on, as far as they are at hand; tells how many bytes.
-    pub(crate) fn read_at_hand(&self, first: u64, codes: &[u8], buffer: &mut [u8]) -> usize {
+    /// Fills the start of `buffer` with the pages from `first` on, as far as they are at hand; tells how many bytes. What the
+    /// guest waits for, and a working set that lies together, is proven here and now, if its chunk is in this host's memory:
+    /// to hand that to another thread takes longer.
+    pub(crate) fn read_at_hand(
+        &self,
+        first: u64,
+        codes: &[u8],
+        haste: Haste,
+        buffer: &mut [u8],
+    ) -> usize {
+        let now = haste == Haste::Urgent || self.together;
         let mut last: Option<(Key, Arc<Vec<u8>>)> = None;
         let mut done = 0;
         for ((page, &code), into) in (first..).zip(codes).zip(buffer.chunks_exact_mut(PAGE)) {
@@ -184,7 +199,11 @@ impl Packed {
             };
             let (key, at) = self.place(layer, page);
             if last.as_ref().is_none_or(|(other, _)| *other != key) {
-                last = self.far.at_hand(key).map(|raw| (key, raw));
+                let mut raw = self.far.at_hand(key);
+                if raw.is_none() && now {
+                    raw = self.far.in_memory(key);
+                }
+                last = raw.map(|raw| (key, raw));
             }
             let Some((_, raw)) = &last else { break };
             into.copy_from_slice(page_of(raw, at));
@@ -244,13 +263,15 @@ impl Packed {
 
     /// Has fetched what will be wanted: the pages of the working set, in this order, and whatever else there is to be
     /// fetched. `codes` are those of the whole memory.
-    pub(crate) fn bring(&self, set: impl Iterator<Item = u64>, codes: &[u8]) {
+    pub(crate) fn bring(&mut self, set: impl Iterator<Item = u64>, codes: &[u8]) {
         let key = |page: u64| {
             let layer = codes[index(page)].checked_sub(1)?;
             Some(self.place(layer, page).0)
         };
         let mut keys: Vec<Key> = set.filter_map(key).collect();
+        let pages = keys.len();
         keys.dedup();
+        let together = pages >= TOGETHER * keys.len();
         self.far.bring(keys);
         if self.prefetch == Prefetch::All {
             let mut keys: Vec<Key> = (0..length(codes.len())).filter_map(key).collect();
@@ -258,6 +279,7 @@ impl Packed {
             keys.dedup();
             self.far.bring(keys);
         }
+        self.together = together;
     }
 
     /// The bytes and requests since this was asked last.

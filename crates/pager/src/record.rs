@@ -1,20 +1,47 @@
 //! Which pages this run of the guest touched first, for the next run's replay.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use rekindle_store::working_set::{Run, Touched, WorkingSetError, merge_into};
 
 use crate::region::RegionMap;
+use crate::touched;
 use crate::unit::{PageIndex, PageRun, index};
 
 /// How long after the first fault pages are taken down; what is touched later is no part of waking up.
 const WINDOW_NS: u64 = 10_000_000_000;
 
+/// Where it goes.
+#[derive(Debug)]
+pub(crate) enum Outlet {
+    /// Into this working set.
+    Set(PathBuf),
+    /// To the owner, who merges it.
+    Owner {
+        /// A file that is open already.
+        left: File,
+        /// Closed when all is written: a sign to the owner.
+        sign: Option<OwnedFd>,
+    },
+}
+
+/// Why it could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error(transparent)]
+    Set(#[from] WorkingSetError),
+    #[error("cannot leave it for the owner")]
+    Leave(#[from] io::Error),
+}
+
 /// What was touched so far.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    path: PathBuf,
+    outlet: Outlet,
     page_size: u64,
     pages: u64,
     faulted: Vec<Touched>,
@@ -25,9 +52,9 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(path: PathBuf, regions: &RegionMap, held_back: &[Touched]) -> Recorder {
+    pub(crate) fn new(outlet: Outlet, regions: &RegionMap, held_back: &[Touched]) -> Recorder {
         Recorder {
-            path,
+            outlet,
             page_size: regions.page_size().bytes(),
             pages: regions.pages(),
             faulted: Vec::new(),
@@ -72,7 +99,7 @@ impl Recorder {
 
     /// Adds what was seen to the file. A guest that never asked for anything says nothing about its set, and
     /// one that ended early nothing about what it would have asked for later.
-    pub(crate) fn write(self, now: u64) -> Result<(), WorkingSetError> {
+    pub(crate) fn write(self, now: u64) -> Result<(), RecordError> {
         let Some(first) = self.first else {
             return Ok(());
         };
@@ -86,6 +113,13 @@ impl Recorder {
                 .map(|(page, _)| page)
                 .collect(),
         };
-        merge_into(&self.path, self.page_size, self.pages, &run).map(drop)
+        match self.outlet {
+            Outlet::Set(path) => drop(merge_into(&path, self.page_size, self.pages, &run)?),
+            Outlet::Owner { left, sign } => {
+                touched::write(&left, self.page_size, self.pages, &run)?;
+                drop(sign);
+            }
+        }
+        Ok(())
     }
 }

@@ -157,7 +157,7 @@ impl Server {
 
     /// Where the counts are to be left.
     pub(crate) fn stats_file(&self) -> Option<PathBuf> {
-        self.state.saved().stats.clone()
+        self.state.saved().plan.stats.clone()
     }
 
     /// Serves until the VM has ended, or has to.
@@ -168,6 +168,7 @@ impl Server {
         // Before the descriptor goes: if ours is the last, missing pages would read as zeros.
         self.vm.kill()?;
         self.end_of_record();
+        self.state.set_ended(&ended);
         Ok(Stats::of(&self.state, Some(ended)))
     }
 

@@ -318,8 +318,8 @@ impl Backing {
     }
 
     /// Has what is packed fetched before somebody asks: a working set, and what else it was told to.
-    pub(crate) fn bring(&self, set: impl Iterator<Item = MemoryOffset>) {
-        if let Some(packed) = self.packed() {
+    pub(crate) fn bring(&mut self, set: impl Iterator<Item = MemoryOffset>) {
+        if let Bytes::Packed(packed) = &mut self.bytes {
             packed.bring(set.map(|at| at.get() / PAGE), &self.codes);
         }
     }
@@ -361,11 +361,12 @@ impl Backing {
     pub(crate) fn read_resident(
         &self,
         at: MemoryOffset,
+        haste: Haste,
         buffer: &mut [u8],
     ) -> Result<usize, BadPage> {
         let (first, codes) = self.codes(at, length(buffer.len()));
         if let Some(packed) = self.packed() {
-            return Ok(packed.read_at_hand(first, codes, buffer));
+            return Ok(packed.read_at_hand(first, codes, haste, buffer));
         }
         let mut done = 0;
         for run in codes.chunk_by(PartialEq::eq) {
@@ -510,13 +511,19 @@ mod tests {
     fn what_is_in_memory_is_read_at_once_and_the_rest_is_left() {
         let (file, backing) = memory(64, &[2, 3, 4, 40]);
         let mut buffer = vec![0xee; 4 * 4096];
-        assert_eq!(backing.read_resident(at(1), &mut buffer), Ok(4 * 4096));
+        assert_eq!(
+            backing.read_resident(at(1), Haste::Urgent, &mut buffer),
+            Ok(4 * 4096)
+        );
         let firsts: Vec<u8> = buffer.chunks(4096).map(|page| page[0]).collect();
         assert_eq!(firsts, [0, 3, 4, 5]);
         file.as_file().sync_all().unwrap();
         rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
         if !backing.layers()[0].is_in_memory() {
-            assert_eq!(backing.read_resident(at(2), &mut buffer[..4096]), Ok(0));
+            assert_eq!(
+                backing.read_resident(at(2), Haste::Urgent, &mut buffer[..4096]),
+                Ok(0)
+            );
         }
     }
 

@@ -26,8 +26,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bits::Bits;
 use crate::histogram::Histogram;
+use crate::plan::Plan;
 use crate::region::{Region, RegionError, RegionMap};
-use crate::source::Source;
+use crate::sandbox::Confinement;
+use crate::stats::Ended;
 use crate::sys::{MESSAGE_WORDS, SharedMap};
 use crate::trace::{TRACE_WORDS, Trace};
 use crate::unit::{PageSize, index, length};
@@ -47,6 +49,9 @@ const SAVED_LIMIT: u64 = 1 << 20;
 mod header {
     pub(super) const MAGIC: usize = 0;
     pub(super) const SAVED_BYTES: usize = 1;
+    /// How many bytes stand from the next word on, which tell how it ended.
+    pub(super) const ENDED_BYTES: usize = 2;
+    pub(super) const ENDED: usize = 3;
 }
 
 /// Numbers that are counted, or noted.
@@ -86,6 +91,15 @@ pub(crate) enum Count {
     /// What was fetched from a repository.
     FetchedBytes,
     FetchedRequests,
+    /// The user that the page server became, and what else confines it.
+    User,
+    Confined,
+}
+
+/// Bits of [`Count::Confined`].
+mod confined {
+    pub(super) const SECCOMP: u64 = 1;
+    pub(super) const LANDLOCK: u64 = 2;
 }
 
 /// What a successor has to know, written before the first page is served.
@@ -94,10 +108,8 @@ pub(crate) struct Saved {
     pub(crate) vm: VmIdentity,
     pub(crate) regions: Vec<Region>,
     pub(crate) memory_bytes: u64,
-    pub(crate) source: Source,
-    pub(crate) stats: Option<PathBuf>,
-    pub(crate) record: Option<PathBuf>,
-    pub(crate) replay: Option<PathBuf>,
+    #[serde(flatten)]
+    pub(crate) plan: Plan,
 }
 
 /// Why a page server's state cannot be kept or read.
@@ -201,35 +213,32 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Starts a state in a file that appears under its name now, or in memory alone.
+    /// Starts a state in the room that was taken for it.
     ///
-    /// Whoever had a state there must be dead: it is replaced.
+    /// It is one, to whoever looks, when all of it is there.
     pub(crate) fn create(
         room: Room,
         saved: Saved,
         regions: RegionMap,
     ) -> Result<State, StateError> {
-        let file = room.file.try_clone();
         let io = |source: io::Error| room.failed(source);
-        let file = file.map_err(io)?;
         let text = serde_json::to_vec(&saved).map_err(|e| io(e.into()))?;
         let layout = Layout::of(length(text.len()), regions.pages());
-        fallocate(&file, FallocateFlags::empty(), 0, layout.bytes()).map_err(|e| io(e.into()))?;
+        let file = &room.file;
+        fallocate(file, FallocateFlags::empty(), 0, layout.bytes()).map_err(|e| io(e.into()))?;
         file.write_all_at(&text, length(SAVED) * 8).map_err(io)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| io(e.into()))?;
-        let map = SharedMap::of(&file, layout.total).map_err(io)?;
+        let map = SharedMap::of(file, layout.total).map_err(io)?;
         map.words()[header::SAVED_BYTES].store(length(text.len()), Ordering::Relaxed);
-        map.words()[header::MAGIC].store(MAGIC, Ordering::Relaxed);
         let state = State {
             map,
             layout,
             saved,
             regions,
-            file,
+            file: room.keep(),
         };
         state.set(Count::Started, now());
         state.set(Count::Server, u64::from(std::process::id()));
-        room.name().map_err(|(room, source)| room.failed(source))?;
+        state.map.words()[header::MAGIC].store(MAGIC, Ordering::Release);
         Ok(state)
     }
 
@@ -254,6 +263,10 @@ impl State {
         file.read_exact_at(&mut start, 0).map_err(io)?;
         let (words, _) = start.as_chunks();
         let [magic, saved_bytes] = [words[header::MAGIC], words[header::SAVED_BYTES]];
+        if magic == [0; 8] {
+            // The handshake has not come yet.
+            return Err(io(io::ErrorKind::NotFound.into()));
+        }
         let saved_bytes = u64::from_ne_bytes(saved_bytes);
         if u64::from_ne_bytes(magic) != MAGIC || saved_bytes > SAVED_LIMIT {
             return Err(foreign());
@@ -261,10 +274,14 @@ impl State {
         let mut text = vec![0; index(saved_bytes)];
         file.read_exact_at(&mut text, length(SAVED) * 8)
             .map_err(io)?;
-        let saved: Saved = serde_json::from_slice(&text).map_err(|source| StateError::Saved {
-            path: path.into(),
-            source,
-        })?;
+        let mut saved: Saved =
+            serde_json::from_slice(&text).map_err(|source| StateError::Saved {
+                path: path.into(),
+                source,
+            })?;
+        if let Some(plan) = Plan::read(path)? {
+            saved.plan = plan;
+        }
         let regions =
             RegionMap::new(saved.regions.clone(), saved.memory_bytes).map_err(|source| {
                 StateError::Regions {
@@ -358,6 +375,65 @@ impl State {
         self.map.words()[INBOX].load(Ordering::Acquire) != 0
     }
 
+    /// Says how serving ended, for whoever asks when this process is gone. What is too long for its place is told without
+    /// its words.
+    pub(crate) fn set_ended(&self, ended: &Ended) {
+        let words = &self.map.words()[header::ENDED..PAGE];
+        let text = serde_json::to_vec(ended).unwrap_or_default();
+        let text = match text.len() > words.len() * 8 {
+            true => serde_json::to_vec(&ended.in_short()).unwrap_or_default(),
+            false => text,
+        };
+        let mut chunks = text.chunks(8);
+        for (word, chunk) in words.iter().zip(&mut chunks) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        let bytes = length(text.len());
+        self.map.words()[header::ENDED_BYTES].store(bytes, Ordering::Release);
+    }
+
+    /// How serving ended, if it has, and this program knows the words.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        let bytes = index(self.map.words()[header::ENDED_BYTES].load(Ordering::Acquire));
+        let words = &self.map.words()[header::ENDED..PAGE];
+        if bytes > words.len() * 8 {
+            return None;
+        }
+        let words = words.iter().take(bytes.div_ceil(8));
+        let text: Vec<u8> = words
+            .flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes())
+            .collect();
+        serde_json::from_slice(&text[..bytes]).ok()
+    }
+
+    pub(crate) fn set_confinement(&self, confinement: Option<Confinement>) {
+        let bits = confinement.map_or(0, |confinement| {
+            u64::from(confinement.seccomp) * confined::SECCOMP
+                + u64::from(confinement.landlock) * confined::LANDLOCK
+        });
+        let user = confinement.and_then(|confinement| confinement.user);
+        self.set(Count::User, u64::from(user.unwrap_or(0)));
+        self.set(Count::Confined, bits);
+    }
+
+    pub(crate) fn confinement(&self) -> Option<Confinement> {
+        let bits = self.get(Count::Confined);
+        (bits != 0).then(|| Confinement {
+            user: u32::try_from(self.get(Count::User))
+                .ok()
+                .filter(|user| *user != 0),
+            landlock: bits & confined::LANDLOCK != 0,
+            seccomp: bits & confined::SECCOMP != 0,
+        })
+    }
+
+    /// How many bytes it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.layout.bytes()
+    }
+
     pub(crate) fn histogram(&self) -> Histogram<'_> {
         let words = &self.map.words()[HISTOGRAM..HISTOGRAM + PAGE];
         Histogram::new(words.try_into().expect("a page of words"))
@@ -388,64 +464,86 @@ impl State {
 }
 
 /// Room for a state, taken before anybody depends on it: a full disk is an error then, and not a SIGBUS later.
-/// Dropped, it is gone again.
+/// Dropped, it is gone again, if this process may still do that.
 #[derive(Debug)]
 pub(crate) struct Room {
     file: File,
-    /// Where the file is, and where it is to be.
-    names: Option<(PathBuf, PathBuf)>,
+    /// Where it is to be.
+    path: Option<PathBuf>,
+    at: Passing,
+}
+
+/// Where a file is that goes with whoever made it.
+#[derive(Debug)]
+struct Passing(Option<PathBuf>);
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Room {
-    /// Takes room in a file beside `path`, or in memory alone, for a guest with that much memory.
-    pub(crate) fn take(path: Option<&Path>, memory_bytes: u64) -> Result<Room, StateError> {
+    /// Makes a file beside `path`, or in memory alone.
+    pub(crate) fn make(path: Option<&Path>) -> Result<Room, StateError> {
         let failed = |source: io::Error| StateError::Io {
             path: path.unwrap_or(Path::new("(memory)")).into(),
             source,
         };
-        let names = path.map(|path| (path.with_extension("next"), path.to_owned()));
-        let file = match &names {
+        let next = path.map(|path| path.with_extension("next"));
+        let file = match &next {
             None => memfd_create("rekindle-pager", MemfdFlags::CLOEXEC)
                 .map_err(|e| failed(e.into()))?
                 .into(),
-            Some((next, _)) => create(next).map_err(failed)?,
+            Some(next) => create(next).map_err(failed)?,
         };
-        let room = Room { file, names };
-        let most = Layout::of(HANDSHAKE, memory_bytes / PageSize::Small.bytes()).bytes();
-        fallocate(&room.file, FallocateFlags::empty(), 0, most)
-            .map_err(|e| room.failed(e.into()))?;
-        Ok(room)
+        let (path, at) = (path.map(Path::to_owned), Passing(next));
+        Ok(Room { file, path, at })
     }
 
-    /// Gives it its name.
-    fn name(mut self) -> Result<(), (Room, io::Error)> {
-        match self.names.take() {
-            None => Ok(()),
-            Some((next, path)) => fs::rename(&next, &path).map_err(|source| {
-                self.names = Some((next, path));
-                (self, source)
-            }),
+    /// Takes the room for a guest with that much memory.
+    pub(crate) fn reserve(&self, memory_bytes: u64) -> Result<(), StateError> {
+        let most = Room::of(memory_bytes);
+        fallocate(&self.file, FallocateFlags::empty(), 0, most).map_err(|e| self.failed(e.into()))
+    }
+
+    /// How many bytes the state of a guest with that much memory takes.
+    pub(crate) fn of(memory_bytes: u64) -> u64 {
+        Layout::of(HANDSHAKE, memory_bytes / PageSize::Small.bytes()).bytes()
+    }
+
+    /// Gives it its name, and who serves the lock. Whoever had a state there must be dead: it is replaced.
+    pub(crate) fn name(&mut self) -> Result<(), StateError> {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| self.failed(e.into()))?;
+        if let (Some(at), Some(path)) = (&self.at.0, &self.path)
+            && at != path
+        {
+            fs::rename(at, path).map_err(|e| self.failed(e))?;
+            self.at.0 = Some(path.clone());
         }
+        Ok(())
+    }
+
+    /// It is a state now, and stays.
+    fn keep(self) -> File {
+        let Room { file, mut at, .. } = self;
+        at.0 = None;
+        file
     }
 
     fn failed(&self, source: io::Error) -> StateError {
-        let path = match &self.names {
-            Some((_, path)) => path.clone(),
-            None => PathBuf::from("(memory)"),
-        };
-        StateError::Io { path, source }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if let Some((next, _)) = &self.names {
-            let _ = fs::remove_file(next);
+        let path = self.path.as_deref();
+        StateError::Io {
+            path: path.unwrap_or(Path::new("(memory)")).into(),
+            source,
         }
     }
 }
 
-fn create(path: &Path) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

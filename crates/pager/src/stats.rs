@@ -6,6 +6,7 @@ use std::{fmt, fs, io};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::Confinement;
 use crate::state::{Count, State};
 
 /// Printed as one line of JSON once Firecracker may connect.
@@ -75,6 +76,9 @@ pub struct Stats {
     /// How many page servers there were before this one for the same VM.
     #[serde(default)]
     pub takeovers: u64,
+    /// What the page server gave up before it listened to the VM; absent where it kept its rights.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
     /// Why it is over; absent while it is not.
     pub ended: Option<Ended>,
 }
@@ -178,6 +182,23 @@ pub struct BadPage {
     pub errno: Option<i32>,
 }
 
+impl Ended {
+    /// Without what may be long: the words of a repository, the directory of a file.
+    pub(crate) fn in_short(&self) -> Ended {
+        let mut short = self.clone();
+        if let Ended::VmKilled { reason } = &mut short {
+            match reason {
+                KillReason::Unfetched { said, .. } => *said = said.chars().take(200).collect(),
+                KillReason::BadPage(bad) => {
+                    bad.file = bad.file.file_name().unwrap_or_default().into();
+                }
+                _ => {}
+            }
+        }
+        short
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -278,6 +299,7 @@ impl Stats {
             held_back: get(Count::HeldBack),
             held_back_touched: get(Count::HeldBackTouched),
             takeovers: get(Count::Takeovers),
+            confinement: state.confinement(),
             ended,
         }
     }
@@ -336,6 +358,7 @@ mod tests {
             held_back: 0,
             held_back_touched: 0,
             takeovers: 0,
+            confinement: None,
             ended: Some(Ended::VmKilled {
                 reason: KillReason::BadPage(BadPage {
                     file: "/snap/memory".into(),

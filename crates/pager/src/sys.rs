@@ -61,6 +61,9 @@ const UFFDIO_WAKE: Opcode = opcode::read::<Range>(GROUP, 0x02);
 const UFFDIO_COPY: Opcode = opcode::read_write::<Copy>(GROUP, 0x03);
 const UFFDIO_ZEROPAGE: Opcode = opcode::read_write::<Zeropage>(GROUP, 0x04);
 
+/// All that a [`Uffd`] is asked for.
+pub(crate) const UFFD_OPERATIONS: [Opcode; 3] = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE];
+
 /// The words of one `struct uffd_msg`.
 pub(crate) const MESSAGE_WORDS: usize = 4;
 

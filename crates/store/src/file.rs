@@ -3,13 +3,14 @@
 //! A state directory can hold what somebody else put into it: a device node, a FIFO or a symbolic link
 //! where a file belongs. Everything here refuses those before a byte is read.
 
-use crate::unit::ByteSize;
+use crate::unit::{ByteSize, index, length};
 use jiff::Timestamp;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -143,6 +144,28 @@ const READ: OFlags = OFlags::RDONLY
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let opened = fs::open(path, READ | OFlags::NOFOLLOW, Mode::empty());
     accept_regular(opened, path)
+}
+
+/// A part of a regular file, if all of it is in memory, its name as well: this waits for no disk. Whatever is wrong is for
+/// those to tell who may wait.
+pub(crate) fn read_at_once(path: &Path, range: Range<u64>) -> Option<Vec<u8>> {
+    let resolve = ResolveFlags::CACHED | ResolveFlags::NO_MAGICLINKS;
+    let flags = READ | OFlags::NOFOLLOW;
+    let opened = fs::openat2(fs::CWD, path, flags, Mode::empty(), resolve);
+    let file = accept_regular(opened, path).ok()?;
+    let mut bytes = vec![0; index(range.end.checked_sub(range.start)?)];
+    let mut done = 0;
+    while done < bytes.len() {
+        let mut rest = [IoSliceMut::new(&mut bytes[done..])];
+        let at = range.start + length(done);
+        match preadv2(&file, &mut rest, at, ReadWriteFlags::NOWAIT) {
+            Ok(0) => return None,
+            Ok(more) => done += more,
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(bytes)
 }
 
 /// A directory that is held open, so that what is opened below it is below this one and no other.

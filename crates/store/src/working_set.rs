@@ -24,7 +24,7 @@
 mod file;
 mod format;
 
-pub use file::{merge_into, read, read_for};
+pub use file::{merge_into, read, read_for, read_opened};
 
 use crate::file::FileError;
 use crate::manifest::MAX_MEMORY;

@@ -21,7 +21,7 @@ mod said;
 mod taps;
 
 pub use listener::{Listener, is_drained, sequence};
-pub use network::{HOST, INTERNET, METADATA, Networks};
+pub use network::{HOST, HOST_V6, INTERNET, INTERNET_V6, METADATA, Networks};
 pub use rekindle::{Rekindle, Role, end_all, finish, wait_for};
 pub use said::Said;
 pub use taps::Taps;

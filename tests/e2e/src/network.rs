@@ -2,7 +2,7 @@
 //! seen or touched.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -14,8 +14,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The internet's address.
 pub const INTERNET: &str = "203.0.113.2";
+/// Its address of version 6.
+pub const INTERNET_V6: &str = "2001:db8::2";
 /// The host's address as the internet sees it.
 pub const HOST: &str = "203.0.113.1";
+/// Its address of version 6.
+pub const HOST_V6: &str = "2001:db8::1";
 /// Where clouds tell a machine's secrets. The internet has it, and the host gets there.
 pub const METADATA: &str = "169.254.169.254";
 
@@ -53,7 +57,10 @@ impl Networks {
              ip -n {host} link set wan up
              ip -n {internet} link set wan up
              ip -n {host} route add {METADATA} via {INTERNET}
-             ip netns exec {host} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'"
+             ip -n {host} addr add {HOST_V6}/64 dev wan nodad
+             ip -n {internet} addr add {INTERNET_V6}/64 dev wan nodad
+             ip netns exec {host} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward
+                                         echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'"
         ))?;
         enter(host)?;
         Ok(networks)
@@ -74,12 +81,47 @@ impl Networks {
         Ok(())
     }
 
-    /// The same on the host.
+    /// Sends so many bytes to whoever connects to this port, for as long as the story is told.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn internet_sends(&self, port: u16, bytes: usize) -> anyhow::Result<()> {
+        self.internet_meets(port, move |stream| stream.write_all(&vec![0; bytes]))
+    }
+
+    /// Tells whoever connects to this port and sends something how many bytes it was.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn internet_counts(&self, port: u16) -> anyhow::Result<()> {
+        self.internet_meets(port, |stream| {
+            let count = io::copy(stream, &mut io::sink())?;
+            writeln!(stream, "{count}")
+        })
+    }
+
+    fn internet_meets(
+        &self,
+        port: u16,
+        meet: impl Fn(&mut TcpStream) -> io::Result<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let listener = within(&self.internet, || Ok(TcpListener::bind((INTERNET, port))?))?;
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                // Whoever hangs up has heard enough.
+                let _ = meet(&mut stream);
+            }
+        });
+        Ok(())
+    }
+
+    /// The same as [`internet_greets`](Networks::internet_greets) on the host.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn host_greets(&self, port: u16, word: &'static str) -> anyhow::Result<()> {
-        greet(TcpListener::bind(("0.0.0.0", port))?, word);
+        // Both versions of IP.
+        greet(TcpListener::bind(("::", port))?, word);
         Ok(())
     }
 

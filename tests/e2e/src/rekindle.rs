@@ -34,7 +34,7 @@ fn states() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 /// A state directory of its own, and the program `rekindle` that works in it. What still runs when it is dropped is
-/// killed.
+/// killed, and its VMs are removed.
 #[derive(Debug)]
 pub struct Rekindle {
     program: PathBuf,
@@ -444,6 +444,26 @@ fn end_all_in(state: &Path) {
             // It may have ended by itself.
             let _ = process.kill(PARTING);
         }
+    }
+    remove_all_in(state);
+}
+
+/// Removes the VMs of a story that did not come to its end, whose networks and control groups would outlive the state
+/// directory.
+fn remove_all_in(state: &Path) {
+    let vms = std::fs::read_dir(state.join("vms")).into_iter().flatten();
+    let names: Vec<_> = vms.flatten().map(|vm| vm.file_name()).collect();
+    if names.is_empty() {
+        return;
+    }
+    let Ok(program) = program::find() else {
+        return;
+    };
+    let mut rm = Command::new(program);
+    rm.env("REKINDLE_ROOT", state).args(["rm", "--force"]);
+    match rm.args(names).output() {
+        Ok(output) if output.status.success() => {}
+        other => eprintln!("{}: not removed: {other:?}", state.display()),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod processes;
 pub mod raw;
 pub mod require;
 pub mod serial;
+pub mod steps;
 pub mod story;
 pub mod sys;
 pub mod uffd;

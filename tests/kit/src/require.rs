@@ -24,6 +24,11 @@ pub enum Skipped {
     /// The user is not root.
     #[error("it needs root")]
     Root,
+    /// The directory of temporary files is none of a disk's.
+    #[error(
+        "it limits a disk, and temporary files are on none of their own here: name a directory with TMPDIR"
+    )]
+    Disk,
     /// A file that the environment should name is not named.
     #[error("it needs a file that {variable} names, which is not set")]
     Unset {

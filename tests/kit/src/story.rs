@@ -140,9 +140,30 @@ fn run_for(time: Duration, what: fn()) {
     let _ = receiver.recv_timeout(time);
 }
 
-/// Runs the stories as the command line asks, and prints the reason of each that was skipped.
+/// Which of a target's stories are told: `1/2` is every second one, `2/2` are the others.
+const PART: &str = "REKINDLE_PART";
+
+/// Runs the stories as the command line asks, and prints the reason of each that was skipped. With `REKINDLE_PART` they
+/// are told in several places at once, in each a part of them.
 pub fn main(stories: Vec<Story>) -> ExitCode {
+    let stories = match std::env::var(PART) {
+        Err(_) => stories,
+        Ok(part) => match of_part(&part, stories) {
+            Some(stories) => stories,
+            None => {
+                eprintln!("{PART}={part}: not a part of a whole, such as 1/2");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
     run(&Arguments::from_args(), stories)
+}
+
+fn of_part<T>(part: &str, stories: Vec<T>) -> Option<Vec<T>> {
+    let (n, of) = part.split_once('/')?;
+    let (n, of) = (n.parse::<usize>().ok()?, of.parse().ok()?);
+    let its = stories.into_iter().skip(n.checked_sub(1)?);
+    (n <= of).then(|| its.step_by(of).collect())
 }
 
 fn run(arguments: &Arguments, stories: Vec<Story>) -> ExitCode {
@@ -188,7 +209,7 @@ mod tests {
 
     use libtest_mimic::Completion;
 
-    use super::{Story, outcome};
+    use super::{Story, of_part, outcome};
     use crate::require::Skipped;
 
     #[test]
@@ -256,6 +277,17 @@ mod tests {
             (end.as_str(), TOLD.load(Ordering::Relaxed)),
             ("not over after 50ms", 1)
         );
+    }
+
+    #[test]
+    fn parts_have_each_story_once() {
+        let part = |part| of_part(part, vec![1, 2, 3, 4, 5]);
+        assert_eq!(part("1/1"), Some(vec![1, 2, 3, 4, 5]));
+        assert_eq!(part("1/2"), Some(vec![1, 3, 5]));
+        assert_eq!(part("2/2"), Some(vec![2, 4]));
+        for wrong in ["", "1", "0/2", "3/2", "0/0", "1/0", "-1/2", "1/2/3"] {
+            assert_eq!(part(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -87,6 +87,7 @@ mod tests {
         Package {
             name: name.into(),
             manifest_path: "/nowhere/Cargo.toml".into(),
+            targets: Vec::new(),
             dependencies: vec![Dependency {
                 name: dependency.into(),
                 rename: None,

@@ -83,6 +83,7 @@ mod tests {
         let package = Package {
             name: "p".into(),
             manifest_path: directory.path().join("Cargo.toml"),
+            targets: Vec::new(),
             dependencies: vec![
                 dependency("used-one", None),
                 dependency("for-tests", None),

@@ -88,7 +88,32 @@ impl Gc {
     }
 }
 
+/// Tells whoever types other verbs that there is something to remove. What cannot be looked at is no matter of theirs.
+pub(super) fn remind(context: &Context) {
+    let count = context
+        .engine_for_reading()
+        .and_then(|engine| Report::leftovers(&engine));
+    if let Ok(count @ 1..) = count {
+        let things = if count == 1 { "thing is" } else { "things are" };
+        eprintln!(
+            "rekindle: {count} {things} left of what was killed or removed by hand; rekindle gc removes, gc --dry-run tells"
+        );
+    }
+}
+
 impl Report {
+    /// How many things would be removed, without those that take long to find: images and chunks.
+    fn leftovers(engine: &Engine) -> Result<usize> {
+        let mut report = Report::default();
+        report.vms(engine, Mode::Report)?;
+        let drafts = collect(engine.root(), Mode::Report)?.len();
+        let outside = jail::sweep(engine.root(), Mode::Report)?.len();
+        // Without the rights for networks there are none.
+        let networks =
+            sweep::sweep(engine.root(), sweep::Mode::Report).map_or(0, |found| found.len());
+        Ok(report.removed.len() + drafts + outside + networks)
+    }
+
     fn removes(&mut self, what: String, why: impl Into<String>) {
         let why = why.into();
         self.removed.push(Thing { what, why });

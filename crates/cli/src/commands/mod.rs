@@ -27,18 +27,22 @@ mod trace;
 mod travel;
 mod wait;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand};
 use rekindle_engine::Engine;
 use rekindle_engine::programs::Programs;
 use rekindle_engine::store::{Root, VmName};
+use rekindle_engine::vm::config::{Isolation, Limits};
 use rekindle_engine::vm::dir::VmDir;
 use rustix::fs::Mode;
 
+use crate::disks;
 use crate::output;
 
 /// Runs Firecracker microVMs from snapshots: boot once, snapshot, and start copies in milliseconds.
@@ -91,8 +95,37 @@ enum Verb {
     Monitor(monitor::Monitor),
 }
 
-/// The name of the variable that has VMs jailed as `--jail` does.
-const JAIL_VARIABLE: &str = "REKINDLE_JAIL";
+/// How a VM is kept from the host.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JailArgs {
+    /// Lock Firecracker in no jail, which root's VMs have otherwise
+    ///
+    /// In its jail it has a user, a root directory, a pid namespace and control groups of its own, and sees nothing of the host
+    /// but its VM's files. Without, whoever breaks out of the guest and past Firecracker's system call filters is root on the
+    /// host. Not for guests that you would not give a shell. VMs of other users than root have no jail.
+    #[arg(long, env = "REKINDLE_NO_JAIL", value_parser = FalseyValueParser::new())]
+    no_jail: bool,
+    /// Limit what Firecracker reads from and writes to the disk that the VM is on, each; takes a jail
+    ///
+    /// So many bytes (10M, 500K) and so many operations a second, of all drives together, and of snapshots that it writes. A
+    /// drive's own limit is kept by Firecracker; this one by the kernel, for whoever gets hold of it, too.
+    #[arg(long, value_name = "bw=N,iops=N", value_parser = disks::parse_limits)]
+    host_io: Option<Limits>,
+}
+
+impl JailArgs {
+    fn host_io(&self) -> Limits {
+        self.host_io.unwrap_or_default()
+    }
+
+    /// What is asked for, or what this user's VMs get otherwise.
+    fn isolation(&self) -> Isolation {
+        match self.no_jail {
+            true => Isolation::None,
+            false => Isolation::of_this_user(),
+        }
+    }
+}
 
 /// What every verb gets.
 #[derive(Debug)]
@@ -203,13 +236,34 @@ pub(crate) fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     };
-    match dispatch(&Context { root }, verb) {
+    let reminds = reminds(&verb);
+    let context = Context { root };
+    let outcome = dispatch(&context, verb);
+    if reminds {
+        gc::remind(&context);
+    }
+    match outcome {
         Ok(code) => code,
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("rekindle: {e:#}");
             failure
         }
+    }
+}
+
+/// Whether a verb ends with a word about what is there to be removed: `ps`, and whatever a person types. It takes a look at each
+/// VM, which programs that start many should not pay for; and what `run` and `exec` print is their program's.
+fn reminds(verb: &Verb) -> bool {
+    match verb {
+        Verb::Ps(_) => true,
+        Verb::Run(_)
+        | Verb::Exec(_)
+        | Verb::Gc(_)
+        | Verb::Pager(_)
+        | Verb::Monitor(_)
+        | Verb::Bench(_) => false,
+        _ => std::io::stderr().is_terminal(),
     }
 }
 

@@ -10,8 +10,8 @@ use rekindle_engine::bucket;
 use rekindle_engine::jail;
 use rekindle_engine::vm::dir::PAGER_STATE;
 use rekindle_pager::{
-    Adoption, Ended, Failing, Living, OpenPlace, Options, PackedSource, Ready, Socket, Source,
-    adopt, serve,
+    Adoption, Ended, Failing, Living, OpenPlace, Options, PackedSource, Ready, Rights, Socket,
+    Source, adopt, serve,
 };
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -22,6 +22,9 @@ use super::{Context, parse_duration};
 ///
 /// Prints one line of JSON when it listens. Give Firecracker the socket as the mem_backend of
 /// PUT /snapshot/load. Ends when the VM has ended, and leaves its counts in the stats file.
+///
+/// Before it reads what Firecracker says it gives up its rights, but for those to kill the VM and to
+/// write the stats and the working set.
 ///
 /// Killing it leaves the guest waiting, until --adopt takes it over: that needs the --state file.
 /// With --adopt it takes the place of a page server that died, or of one that lives, without a lost
@@ -65,7 +68,7 @@ pub(crate) struct Pager {
     /// The socket is bound already and comes as standard input; with --adopt the userfaultfd does
     #[arg(long, hide = true)]
     inherited: bool,
-    /// Somebody watches this process and starts a successor if it fails
+    /// Somebody watches this process, starts a successor if it fails, and collects what it leaves
     #[arg(long, hide = true)]
     supervised: bool,
     /// The VM's id, so that this process is found by it
@@ -136,6 +139,7 @@ impl Pager {
     }
 
     fn options(self, failing: Failing) -> Result<Options> {
+        let (rights, sign) = self.standing()?;
         let source = match (self.memory, self.snapshot, self.packed.source()) {
             (Some(memory), ..) => Source::Memory(memory),
             (None, Some(snapshot), _) => Source::Snapshot(snapshot),
@@ -156,17 +160,31 @@ impl Pager {
         options.state = self.state;
         options.open_place = Some(OPEN_PLACE);
         options.failing = failing;
+        options.rights = rights;
+        options.sign = sign;
         options.timeout = self.timeout;
         Ok(options)
     }
 
+    /// The rights that it keeps, and how it tells whoever does for it what it has no right to.
+    fn standing(&self) -> Result<(Rights, Option<OwnedFd>)> {
+        if !self.supervised {
+            return Ok((Rights::ItsFiles, None));
+        }
+        let sign = take_stdout().context("no output to inherit")?;
+        Ok((Rights::None, Some(sign)))
+    }
+
     fn adoption(self, context: &Context, vm: i32) -> Result<Adoption> {
+        let (rights, sign) = self.standing()?;
         let state = match self.state {
             Some(state) => state,
             None => state_of(context, vm),
         };
         let mut adoption = Adoption::new(vm, state);
         adoption.open_place = Some(OPEN_PLACE);
+        adoption.rights = rights;
+        adoption.sign = sign;
         if self.inherited {
             adoption.descriptor = Some(take_stdin().context("no descriptor to inherit")?);
         } else {
@@ -192,6 +210,14 @@ fn take_stdin() -> io::Result<OwnedFd> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(stdin)
+}
+
+/// Takes standard output away from its place. Closed, it is a sign to whoever has the other end.
+fn take_stdout() -> io::Result<OwnedFd> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(null)?;
+    Ok(stdout)
 }
 
 /// Whoever waits for the line may be gone; that is no reason not to serve.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::builder::FalseyValueParser;
 use rekindle_engine::Engine;
 use rekindle_engine::remote::{Remote, RemoteConfig};
 use rekindle_engine::store::{Manifest, Snapshot, VmName};
@@ -20,7 +19,7 @@ use rekindle_engine::vm::wake::{Address, Environment, WakeConfig, Waking};
 use rekindle_pager::Prefetch;
 
 use super::travel::{CacheSize, Waits};
-use super::{Context, JAIL_VARIABLE, parse_duration};
+use super::{Context, JailArgs, parse_duration};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
 use crate::network::{self, NetworkArgs};
@@ -59,9 +58,8 @@ pub(crate) struct Restore {
     /// Let the guests ask for what this JSON object says, if the original was run with --mmds
     #[arg(long, value_name = "FILE")]
     mmds: Option<PathBuf>,
-    /// Lock the copies' Firecrackers in jails, each with a user, a root directory and a pid namespace of its own; takes root
-    #[arg(long, env = JAIL_VARIABLE, value_parser = FalseyValueParser::new())]
-    jail: bool,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Set the guest's clock to the host's (Firecracker 1.16, 1.15.1, 1.14.4 and newer)
     #[arg(long)]
     set_clock: bool,
@@ -356,9 +354,9 @@ impl Restore {
         if let Some(file) = &self.mmds {
             config = config.metadata(network::metadata(file)?);
         }
-        if self.jail {
-            config = config.jailed();
-        }
+        config = config
+            .isolation(self.jail.isolation())
+            .host_io(self.jail.host_io());
         config.ttl = self.ttl;
         if self.set_clock {
             config.clock = Clock::SetToHost;

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use clap::builder::FalseyValueParser;
 use rekindle_engine::Engine;
 use rekindle_engine::agent::{AgentError, Exit};
 use rekindle_engine::net::policy::Policy;
@@ -22,7 +21,7 @@ use rekindle_image::Program;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{Context, JAIL_VARIABLE, block_on, fresh_name, parse_duration, rm};
+use super::{Context, JailArgs, block_on, fresh_name, parse_duration, rm};
 use crate::attach::{Passing, Streams, exit_code, leave_alone};
 use crate::disks::{self, DiskArgument};
 use crate::guest::{First, Guest};
@@ -112,9 +111,8 @@ pub(crate) struct Run {
     /// Back the memory with pages of 2 MiB, which the host must have
     #[arg(long)]
     huge_pages: bool,
-    /// Lock Firecracker in a jail, with a user, a root directory and a pid namespace of its own; takes root
-    #[arg(long, env = JAIL_VARIABLE, value_parser = FalseyValueParser::new())]
-    jail: bool,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Track dirty pages, which diff snapshots need
     #[arg(long)]
     track_dirty_pages: bool,
@@ -280,9 +278,9 @@ impl Run {
         if self.huge_pages {
             config = config.huge_pages();
         }
-        if self.jail {
-            config = config.jailed();
-        }
+        config = config
+            .isolation(self.jail.isolation())
+            .host_io(self.jail.host_io());
         if self.track_dirty_pages {
             config = config.track_dirty_pages();
         }

@@ -80,6 +80,9 @@ pub enum AgentError {
     /// It was asked, and the connection ended.
     #[error("the guest's agent hung up")]
     HungUp,
+    /// It was asked, and nothing came.
+    #[error("the guest's agent took the call and says nothing")]
+    Unanswered,
     /// The connection broke.
     #[error("the connection to the guest's agent broke")]
     Broke(#[from] io::Error),

@@ -1,8 +1,9 @@
 //! Agents that are none, at the sockets where Firecracker would be.
 
-use rekindle_agent::{Decoder, Frame, FromAgent, FromHost, Hello, PROTOCOL};
+use rekindle_agent::{Decoder, Frame, FromAgent, FromHost, Hello, PROTOCOL, Wake, Woken};
 use rekindle_firecracker::ProcessId;
 use rekindle_store::Root;
+use rekindle_store::causes::with_causes;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -187,6 +188,42 @@ fn a_paused_guest_is_not_asked() {
         assert_eq!(
             error.to_string(),
             "v is paused; let it run with: rekindle resume v"
+        );
+    });
+}
+
+#[test]
+fn a_guest_that_takes_a_call_and_says_nothing_is_called_anew() {
+    on_one_thread(async {
+        let scene = Scene::new(None);
+        let silent = std::cell::RefCell::new(None);
+        scene.answers(async move |mut stream| {
+            stream.write_all(b"OK 1\n").await.unwrap();
+            let FromHost::Wake(_) = hears(&mut stream).await else {
+                panic!("something else");
+            };
+            if silent.borrow().is_some() {
+                return says(&mut stream, &FromAgent::Woken(Woken::default())).await;
+            }
+            silent.replace(Some(stream));
+        });
+        let within = Duration::from_secs(60);
+        let woken = wake::wake(&scene.dir, within, |_| Wake::default()).await;
+        assert_eq!(woken.unwrap(), Woken::default());
+    });
+}
+
+#[test]
+fn who_is_not_woken_in_time_is_told_why() {
+    on_one_thread(async {
+        let within = Duration::from_millis(100);
+        let scene = Scene::new(None);
+        let woken = wake::wake(&scene.dir, within, |_| Wake::default()).await;
+        let why = with_causes(&woken.unwrap_err());
+        assert!(why.starts_with("no answer within 100ms: "), "{why}");
+        assert!(
+            why.ends_with("No such file or directory (os error 2)"),
+            "{why}"
         );
     });
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use rekindle_agent::{
     Frame, FromAgent, FromHost, Hook, HookEnd, PROTOCOL, Quiesce, Quiesced, Step, Wake, Woken,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::connect::{self, Line};
 use super::{AgentError, FIRST_PAUSE};
@@ -16,6 +16,10 @@ use crate::vm::dir::VmDir;
 /// A guest whose host does not thaw it does so itself after this long.
 const THAWS_AFTER: Duration = Duration::from_secs(5);
 
+/// So long an agent that took a call may say nothing before it is called anew; each time twice as long. Firecracker up to
+/// 1.15 can lose sight of what it has for a guest that was just loaded, until there is something else for it.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Of what a guest says so much is believed, and kept.
 const MOST_ENTRIES: usize = 64;
 const LONGEST_TEXT: usize = 200;
@@ -23,8 +27,13 @@ const LONGEST_TEXT: usize = 200;
 /// Why a guest did not do what it was told before it was to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("no answer within {0:?}")]
-    Silent(Duration),
+    #[error("no answer within {within:?}")]
+    Silent {
+        within: Duration,
+        /// What came of the last call that ended before.
+        #[source]
+        last: Option<AgentError>,
+    },
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -36,37 +45,50 @@ pub(crate) async fn wake(
     wake: impl Fn(Duration) -> Wake,
 ) -> Result<Woken, Failure> {
     let deadline = Instant::now() + within;
+    let (mut pause, mut patience) = (FIRST_PAUSE, FIRST_PATIENCE);
+    let mut last = None;
     let tells = async {
-        let mut pause = FIRST_PAUSE;
         loop {
             let asked = FromHost::Wake(Box::new(wake(deadline - Instant::now())));
-            match tell(dir, &asked).await {
+            match tell(dir, &asked, patience).await {
                 Ok(woken) => return Ok(bounded(woken)),
                 Err(error @ (AgentError::Refused(_) | AgentError::Nonsense)) => return Err(error),
+                Err(error @ AgentError::Unanswered) => {
+                    last = Some(error);
+                    patience *= 2;
+                }
                 // A guest that has just been loaded may yet reset a connection, and one that boots has no agent yet.
                 // Nothing tells when it does.
-                Err(_) => tokio::time::sleep(pause).await,
+                Err(error) => {
+                    last = Some(error);
+                    sleep(pause).await;
+                    pause *= 2;
+                }
             }
-            pause *= 2;
         }
     };
-    match timeout_at(deadline, tells).await {
+    let told = timeout_at(deadline, tells).await;
+    match told {
         Ok(told) => Ok(told?),
-        Err(_) => Err(Failure::Silent(within)),
+        Err(_) => Err(Failure::Silent { within, last }),
     }
 }
 
-async fn tell(dir: &VmDir, asked: &FromHost) -> Result<Woken, AgentError> {
+async fn tell(dir: &VmDir, asked: &FromHost, patience: Duration) -> Result<Woken, AgentError> {
     let mut line = open(dir).await?;
-    line.send(&asked.frame()).await?;
-    loop {
-        match next(&mut line).await? {
-            FromAgent::WhatTime => line.send(&time().frame()).await?,
-            FromAgent::Woken(woken) => return Ok(woken),
-            FromAgent::Refused(refusal) => return Err(AgentError::Refused(refusal)),
-            _ => return Err(AgentError::Nonsense),
+    let told = async {
+        line.send(&asked.frame()).await?;
+        loop {
+            match next(&mut line).await? {
+                FromAgent::WhatTime => line.send(&time().frame()).await?,
+                FromAgent::Woken(woken) => return Ok(woken),
+                FromAgent::Refused(refusal) => return Err(AgentError::Refused(refusal)),
+                _ => return Err(AgentError::Nonsense),
+            }
         }
-    }
+    };
+    let told = timeout(patience, told).await;
+    told.unwrap_or(Err(AgentError::Unanswered))
 }
 
 fn time() -> FromHost {
@@ -110,7 +132,7 @@ pub(crate) async fn quiesce(dir: &VmDir, within: Duration) -> Result<StandsStill
     };
     match tokio::time::timeout(within, asks).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(Failure::Silent(within)),
+        Err(_) => Err(Failure::Silent { within, last: None }),
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rekindle_store::{InstallationId, Root};
 
-use super::{JailError, at};
+use super::{JailError, at, own_drive_sizes};
 use crate::vm::config::Machine;
 use crate::vm::dir::{Hold, VmDir};
 
@@ -37,30 +37,34 @@ const LOOK: Duration = Duration::from_millis(2);
 /// The limit of memory, in either version.
 const MEMORY_V1: &str = "memory.limit_in_bytes";
 const MEMORY_V2: &str = "memory.max";
-/// Those of [`limits`].
-const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+/// File systems whose files are memory: tmpfs and ramfs, by the numbers of `linux/magic.h`.
+const FILES_IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+/// More than any file system of those has.
+const UNKNOWN_SIZE: u64 = 1 << 50;
 
 /// A limit: the controller, its file in either version, and what is written.
-struct Limit {
-    controller: &'static str,
-    v1: Vec<(&'static str, String)>,
-    v2: (&'static str, String),
+pub(super) struct Limit {
+    pub(super) controller: &'static str,
+    pub(super) v1: Vec<(&'static str, String)>,
+    pub(super) v2: (&'static str, String),
 }
 
-/// So much that no honest guest is held up: its memory, its virtual CPUs and one processor for Firecracker, its threads.
-fn limits(machine: &Machine) -> [Limit; 3] {
+/// So much that no honest guest is held up: its memory, and `files` bytes that it may write where files are memory, too; its
+/// virtual CPUs and one processor for Firecracker, its threads.
+fn limits(machine: &Machine, files: u64) -> Vec<Limit> {
     let vcpus = u64::from(machine.vcpus);
     let memory = (u64::from(machine.memory_mib) + MEMORY_SLACK_MIB) << 20;
+    let memory = memory.saturating_add(files);
     let quota = (vcpus + 1) * PERIOD_US;
     let threads = (vcpus + THREADS).to_string();
-    [
+    vec![
         Limit {
-            controller: CONTROLLERS[0],
+            controller: "memory",
             v1: vec![(MEMORY_V1, memory.to_string())],
             v2: (MEMORY_V2, memory.to_string()),
         },
         Limit {
-            controller: CONTROLLERS[1],
+            controller: "cpu",
             v1: vec![
                 ("cpu.cfs_period_us", PERIOD_US.to_string()),
                 ("cpu.cfs_quota_us", quota.to_string()),
@@ -68,7 +72,7 @@ fn limits(machine: &Machine) -> [Limit; 3] {
             v2: ("cpu.max", format!("{quota} {PERIOD_US}")),
         },
         Limit {
-            controller: CONTROLLERS[2],
+            controller: "pids",
             v1: vec![("pids.max", threads.clone())],
             v2: ("pids.max", threads),
         },
@@ -111,6 +115,12 @@ impl Hierarchies {
     }
 
     fn v1(&self, controller: &str) -> Option<&Path> {
+        // The one that changed its name.
+        let controller = if controller == "io" {
+            "blkio"
+        } else {
+            controller
+        };
         let has = |options: &Vec<String>| options.iter().any(|option| option == controller);
         let found = self.v1.iter().find(|(_, options)| has(options));
         found.map(|(path, _)| path.as_path())
@@ -129,8 +139,31 @@ pub(crate) struct Groups {
     v2: Option<PathBuf>,
 }
 
+/// How many bytes of a VM's drives are memory once they are written: none, unless its directory is on such a file system.
+fn files_in_memory(dir: &VmDir, machine: &Machine) -> Result<u64, JailError> {
+    let kind = rustix::fs::statfs(dir.path()).map_err(|e| at(dir.path())(e.into()))?;
+    if !FILES_IN_MEMORY.contains(&kind.f_type) {
+        return Ok(0);
+    }
+    // One whose size is not known is limited by the file system alone.
+    let sizes = own_drive_sizes(machine).map(|size| size.unwrap_or(UNKNOWN_SIZE));
+    Ok(sizes.fold(0, u64::saturating_add))
+}
+
+/// Whether this host has the controller `io`.
+pub(super) fn limits_io() -> Result<bool, JailError> {
+    let hierarchies = Hierarchies::of_this_host().map_err(at(MOUNTS))?;
+    let v2 = hierarchies.v2.as_deref();
+    Ok(hierarchies.v1("io").is_some() || v2.is_some_and(|v2| has(v2, "io")))
+}
+
 /// Makes a VM's groups. Where the host has a controller nowhere, there is no such limit.
-pub(super) fn prepare(root: &Root, dir: &VmDir, machine: &Machine) -> Result<Groups, JailError> {
+pub(super) fn prepare(
+    root: &Root,
+    dir: &VmDir,
+    machine: &Machine,
+    io: Option<Limit>,
+) -> Result<Groups, JailError> {
     let hierarchies = Hierarchies::of_this_host().map_err(at(MOUNTS))?;
     let ours = ours(root.installation());
     let place = |hierarchy: &Path| hierarchy.join(&ours).join(dir.name());
@@ -139,7 +172,11 @@ pub(super) fn prepare(root: &Root, dir: &VmDir, machine: &Machine) -> Result<Gro
         v2: None,
     };
     let mut settings = Vec::new();
-    for limit in limits(machine) {
+    let mut controllers = Vec::new();
+    for limit in limits(machine, files_in_memory(dir, machine)?)
+        .into_iter()
+        .chain(io)
+    {
         match (hierarchies.v1(limit.controller), &hierarchies.v2) {
             (Some(v1), _) => {
                 groups.v1.push(place(v1));
@@ -148,6 +185,7 @@ pub(super) fn prepare(root: &Root, dir: &VmDir, machine: &Machine) -> Result<Gro
             }
             (None, Some(v2)) if has(v2, limit.controller) => {
                 groups.v2 = Some(place(v2));
+                controllers.push(limit.controller);
                 settings.push((place(v2).join(limit.v2.0), limit.v2.1));
             }
             _ => {}
@@ -159,7 +197,7 @@ pub(super) fn prepare(root: &Root, dir: &VmDir, machine: &Machine) -> Result<Gro
         // Whoever removes the last VM's removes the directory that they are all in.
         let _hold = Hold::wait(root).map_err(|e| at(root.vms())(io::Error::other(e)))?;
         for group in all {
-            make(group, hierarchies.v2.as_deref())?;
+            make(group, hierarchies.v2.as_deref(), &controllers)?;
         }
     }
     for (file, value) in settings {
@@ -186,15 +224,18 @@ impl Groups {
 }
 
 /// Makes a group. In the unified hierarchy those above it have to pass the controllers on.
-fn make(group: &Path, v2: Option<&Path>) -> Result<(), JailError> {
+fn make(group: &Path, v2: Option<&Path>, controllers: &[&str]) -> Result<(), JailError> {
     fs::create_dir_all(group).map_err(at(group))?;
     let Some(v2) = v2.filter(|v2| group.starts_with(v2)) else {
         return Ok(());
     };
     let above = group.parent().unwrap_or(v2);
-    for limit in CONTROLLERS.iter().filter(|limit| has(v2, limit)) {
+    for controller in controllers {
         for place in [v2, above] {
-            write(place.join("cgroup.subtree_control"), &format!("+{limit}"))?;
+            write(
+                place.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            )?;
         }
     }
     Ok(())

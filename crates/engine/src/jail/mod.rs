@@ -16,6 +16,7 @@
 //! a link.
 
 mod cgroup;
+mod host_io;
 mod uids;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -29,13 +30,15 @@ use rekindle_firecracker::Jailer;
 use rekindle_store::Root;
 use rekindle_store::collect;
 use rekindle_store::disk::copy_disk;
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, StatVfsMountFlags};
 
 use self::cgroup::Groups;
 pub use self::uids::{UIDS_VARIABLE, UidError};
+use crate::engine::Engine;
 use crate::programs::{ProgramError, Programs};
-use crate::vm::config::{Access, Machine};
+use crate::vm::config::{Access, Limits, Machine};
 use crate::vm::dir::{API_SOCKET, DISKS, Hold, VSOCK_SOCKET, VmDir};
+use crate::vm::record::Record;
 
 /// The link to the jail's root, relative to the VM's directory.
 pub(crate) const JAIL: &str = "jail";
@@ -45,6 +48,8 @@ const NEXT: &str = ".next";
 const SLACK: u64 = 64 << 20;
 /// What the jailer makes beside its copy of Firecracker, generously.
 const ROOM: u64 = 128 << 10;
+/// What the jailer wants a program's name to have in it.
+const JAILABLE: &str = "firecracker";
 /// How many files it may have open.
 const OPEN_FILES: u64 = 2048;
 
@@ -53,8 +58,40 @@ const OPEN_FILES: u64 = 2048;
 #[non_exhaustive]
 pub enum JailError {
     /// Users and roots are changed by root alone.
-    #[error("only root can lock a VM in a jail; run it as root, or without --jail")]
+    #[error("only root can lock a VM in a jail")]
     NotRoot,
+    /// The file system of the state directory lets no jail work.
+    #[error(
+        "{path} is mounted {option}, so no jail works there: choose another directory (--root), mount it otherwise, or \
+         do without jails (--no-jail)"
+    )]
+    Mount {
+        /// Where the jails would be.
+        path: PathBuf,
+        /// The mount option that forbids it.
+        option: &'static str,
+    },
+    /// The control group that would limit it is the jail's.
+    #[error("--host-io takes a jail, which only root's VMs have, and not with --no-jail")]
+    IoWithoutJail,
+    /// It would stand still.
+    #[error("--host-io: 0 would let nothing through")]
+    NoIo,
+    /// This host has no controller for it.
+    #[error(
+        "--host-io: this host has no control groups for io (cgroup.controllers, or blkio of version 1)"
+    )]
+    NoIoController,
+    /// The directory is on no disk of its own.
+    #[error(
+        "--host-io: {0} is on no single disk that could be limited, such as one in memory, btrfs or overlayfs"
+    )]
+    NoDisk(PathBuf),
+    /// The jailer would not start it.
+    #[error(
+        "the jailer starts no program without {JAILABLE:?} in its name: rename {0}, or do without a jail (--no-jail)"
+    )]
+    Name(PathBuf),
     /// There is nothing to do it with.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -88,16 +125,58 @@ pub enum Isolation {
     Jailed,
 }
 
+impl Isolation {
+    /// What a VM gets unless something else is said: root's are jailed, others' cannot be.
+    pub fn of_this_user() -> Isolation {
+        match rustix::process::geteuid().is_root() {
+            true => Isolation::Jailed,
+            false => Isolation::None,
+        }
+    }
+}
+
 /// Refuses what cannot be jailed here, before anything is made.
-pub(crate) fn check(isolation: Isolation, programs: &Programs) -> Result<(), JailError> {
+pub(crate) fn check(
+    engine: &Engine,
+    isolation: Isolation,
+    limits: &Limits,
+) -> Result<(), JailError> {
+    let (programs, root) = (engine.programs(), engine.root());
     if isolation == Isolation::None {
-        return Ok(());
+        return match limits.are_none() {
+            true => Ok(()),
+            false => Err(JailError::IoWithoutJail),
+        };
     }
     if !rustix::process::geteuid().is_root() {
         return Err(JailError::NotRoot);
     }
     programs.jailer()?;
-    Ok(())
+    let name = programs.firecracker.file_name().unwrap_or_default();
+    if !name.to_string_lossy().contains(JAILABLE) {
+        return Err(JailError::Name(programs.firecracker.clone()));
+    }
+    check_mount(&root.vms())?;
+    host_io::check(&root.vms(), limits)
+}
+
+/// Refuses a directory in which the jailer's copy of Firecracker could not be run, or could not open its devices.
+fn check_mount(vms: &Path) -> Result<(), JailError> {
+    let flags = rustix::fs::statvfs(vms).map_err(|e| at(vms)(e.into()))?;
+    let forbids = [
+        (StatVfsMountFlags::NODEV, "nodev"),
+        (StatVfsMountFlags::NOEXEC, "noexec"),
+    ];
+    match forbids
+        .iter()
+        .find(|(flag, _)| flags.f_flag.contains(*flag))
+    {
+        Some((_, option)) => Err(JailError::Mount {
+            path: vms.to_owned(),
+            option,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// A VM's jail.
@@ -205,9 +284,10 @@ impl Jail {
         &self,
         root: &Root,
         dir: &VmDir,
-        machine: &Machine,
+        record: &Record,
     ) -> Result<Arc<Groups>, JailError> {
-        cgroup::prepare(root, dir, machine).map(Arc::new)
+        let io = host_io::limit(dir.path(), &record.host_io)?;
+        cgroup::prepare(root, dir, &record.machine, io).map(Arc::new)
     }
 
     /// Hands in a file of the VM's own: from now on it is the jail's user's, too, by this name.
@@ -284,12 +364,14 @@ impl Jail {
 /// drive's size is not known: one that is cut short would end the VM.
 fn largest_file(machine: &Machine) -> Option<u64> {
     let memory = u64::from(machine.memory_mib) << 20;
-    let own = machine
-        .drives
-        .iter()
-        .filter(|drive| drive.access == Access::OwnCopy);
+    own_drive_sizes(machine).try_fold(memory, |largest, size| Some(largest.max(size?)))
+}
+
+/// The size of each drive that the VM writes to, in bytes; nothing for one whose size is not known.
+fn own_drive_sizes(machine: &Machine) -> impl Iterator<Item = Option<u64>> {
+    let drives = machine.drives.iter();
+    let own = drives.filter(|drive| drive.access == Access::OwnCopy);
     own.map(|drive| Some(drive.source.metadata().ok()?.len()))
-        .try_fold(memory, |largest, size| Some(largest.max(size?)))
 }
 
 /// Hands a file of the VM's directory in, if the VM is jailed.

@@ -39,6 +39,7 @@ use self::plan::Nat;
 use self::policy::{PolicyError, Published};
 pub use self::taps::TapError;
 pub(crate) use self::taps::check as check_tap;
+use crate::vm::record::Record;
 
 /// Says whether this host forwards IPv4 packets.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -146,6 +147,15 @@ pub(crate) enum Place<'a> {
 }
 
 impl Place<'_> {
+    /// Where a VM without a network of its own is started: with the host's TAP devices if it has any. A jailed one without
+    /// sees no link at all, so whoever gets hold of its Firecracker reaches no service of the host either.
+    pub(crate) fn without_network(record: &Record) -> Place<'static> {
+        match record.jailed_as.is_some() && record.machine.nics.is_empty() {
+            true => Place::CutOff(Vec::new()),
+            false => Place::Host,
+        }
+    }
+
     /// Runs `start` there. The processes that it starts stay there.
     pub(crate) fn run<T: Send>(&self, start: impl FnOnce() -> T + Send) -> Result<T, NetError> {
         match self {

@@ -21,7 +21,7 @@ use crate::Engine;
 use crate::agent::hello::Listener;
 use crate::jail::{self, Jail};
 use crate::net::Attachment;
-use crate::pager::{PagerProcess, has_state};
+use crate::pager::{PagerProcess, collect as collect_left, has_state};
 use rekindle_store::Lease;
 use rekindle_store::collect::{Mode, collect};
 
@@ -101,6 +101,9 @@ pub async fn adopt(
                 None => {
                     let what = missing(&record);
                     end_leftovers(&record).await;
+                    let held = leases(engine, &record);
+                    collect_left(claim.dir());
+                    drop(held);
                     launch::remove_sockets(claim.dir());
                     claim.dir().undo_network()?;
                     record.state = State::Failed(Why::Vanished { what });

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rekindle_firecracker::model::{
@@ -42,6 +42,9 @@ const BALLOON_STATS_S: u16 = 5;
 
 /// The time in which a network interface may use up its rate, in milliseconds.
 const RATE_PERIOD_MS: u64 = 1000;
+
+/// How long a start that has failed waits for what its drives have to say about it.
+const REASON_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What is booted, as a jailed Firecracker finds it.
 const KERNEL: &str = "kernel";
@@ -100,7 +103,7 @@ pub enum BootError {
 /// Boots a VM under a name that is free.
 pub(crate) async fn boot(engine: &Engine, config: BootConfig) -> Result<Vm, BootError> {
     check(&config)?;
-    jail::check(config.isolation, engine.programs())?;
+    jail::check(engine, config.isolation, &config.host_io)?;
     let claim = Claim::new(engine, &config.name)?;
     assemble(engine, claim, config).await
 }
@@ -108,7 +111,7 @@ pub(crate) async fn boot(engine: &Engine, config: BootConfig) -> Result<Vm, Boot
 /// Boots a VM in a directory that this process holds.
 pub async fn boot_in(engine: &Engine, claim: Claim, config: BootConfig) -> Result<Vm, BootError> {
     check(&config)?;
-    jail::check(config.isolation, engine.programs())?;
+    jail::check(engine, config.isolation, &config.host_io)?;
     assemble(engine, claim, config).await
 }
 
@@ -123,7 +126,7 @@ pub fn check(config: &BootConfig) -> Result<(), BootError> {
         return Ok(net::check(nat, config.machine.nics.len())?);
     }
     for nic in &config.machine.nics {
-        net::check_tap(&nic.tap)?;
+        net::check_tap(&nic.tap, config.isolation)?;
     }
     Ok(())
 }
@@ -139,6 +142,7 @@ async fn assemble(engine: &Engine, claim: Claim, mut config: BootConfig) -> Resu
     record.ends_at = config
         .ttl
         .and_then(|ttl| Timestamp::now().checked_add(ttl).ok());
+    record.host_io = config.host_io;
     if config.agent == Agent::Expected {
         record.agent = Some(GuestAgent::Awaited);
     }
@@ -158,13 +162,22 @@ async fn assemble(engine: &Engine, claim: Claim, mut config: BootConfig) -> Resu
     );
     let mut starting = Starting::new(claim.dir(), None);
     let spawned = Instant::now();
-    let place = network.as_ref().map_or(Place::Host, Place::Attached);
-    record.firecracker = Some(starting.launch(engine, &record, &place)?);
-    ledger.write(&mut record)?;
+    let place = match &network {
+        Some(network) => Place::Attached(network),
+        None => Place::without_network(&record),
+    };
     let booted = booted(kernel, initrd, config.boot_args.clone());
-    let mut crew = match starting.ready().await {
+    let start = async {
+        record.firecracker = Some(starting.launch(engine, &record, &place)?);
+        ledger.write(&mut record)?;
+        match starting.ready().await {
+            Ok(crew) => Ok(crew),
+            Err(failure) => Err(with_last_words(failure, &mut console).await.into()),
+        }
+    };
+    let mut crew = match start.await {
         Ok(crew) => crew,
-        Err(failure) => return Err(with_last_words(failure, &mut console).await.into()),
+        Err(failure) => return Err(drives.failed().await.unwrap_or(failure)),
     };
     drives.ready().await?;
     record.boot = booted.await?;
@@ -254,6 +267,7 @@ pub(crate) fn new_record(
         origin,
         boot: BootInfo::default(),
         jailed_as: None,
+        host_io: Limits::default(),
         purpose: Purpose::Lasting,
         machine,
         firecracker: None,
@@ -310,6 +324,14 @@ impl Drives {
         let outcome = (&mut copying.outcome).await;
         outcome.map_err(|e| BootError::Task(io::Error::other(e)))??;
         Ok(())
+    }
+
+    /// Why they cannot be prepared, if that is known or will be in a moment: a Firecracker that does not start on a disk
+    /// that they have filled tells anything but that.
+    pub(crate) async fn failed(mut self) -> Option<BootError> {
+        let copying = self.0.as_mut()?;
+        let outcome = tokio::time::timeout(REASON_PATIENCE, &mut copying.outcome).await;
+        Some(outcome.ok()?.ok()?.err()?.into())
     }
 }
 

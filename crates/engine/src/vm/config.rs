@@ -41,6 +41,9 @@ pub struct BootConfig {
     /// Whether Firecracker is jailed.
     #[serde(default)]
     pub isolation: Isolation,
+    /// What a jailed Firecracker may read from and write to the disk that its VM is on, each.
+    #[serde(default)]
+    pub host_io: Limits,
     /// What the guest may ask the metadata service for. It is written nowhere.
     #[serde(skip)]
     pub metadata: Option<Metadata>,
@@ -68,14 +71,22 @@ impl BootConfig {
             machine: Machine::default(),
             ttl: None,
             agent: Agent::Unknown,
-            isolation: Isolation::None,
+            isolation: Isolation::of_this_user(),
+            host_io: Limits::default(),
             metadata: None,
         }
     }
 
-    /// Locks Firecracker in a jail, with a user of its own. Takes root.
-    pub fn jailed(mut self) -> Self {
-        self.isolation = Isolation::Jailed;
+    /// Sets whether Firecracker is locked in a jail, which takes root. Root's is, unless this is said.
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// Limits what a jailed Firecracker may read from and write to the disk that its VM is on, each: its drives, and the
+    /// snapshots that it writes.
+    pub fn host_io(mut self, limits: Limits) -> Self {
+        self.host_io = limits;
         self
     }
 

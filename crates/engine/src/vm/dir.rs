@@ -11,6 +11,8 @@
 //!   *.fifo          what Firecracker writes into and reads from
 //!   pager.json      what the page server did, written when it ends
 //!   pager.state     what it does, and what its successor needs if it dies
+//!   pager.plan      what it was told; it cannot write that
+//!   pager.touched   what the guest touched, for the moment until its owner takes it
 //!   snapshot/       indexes, state and working set of a snapshot whose memory is fetched from a repository
 //!   net.json        what of its network is on the host; absent when nothing is
 //!   cgroups         its control groups on the host; absent when there are none
@@ -39,6 +41,10 @@ pub const PAGER_SOCKET: &str = "uffd.sock";
 pub const PAGER_STATS: &str = "pager.json";
 /// What the page server keeps for its successor, relative to the VM's directory.
 pub const PAGER_STATE: &str = "pager.state";
+/// What the page server was told, for its successor and for whoever collects what it leaves, relative to the VM's directory.
+pub(crate) const PAGER_PLAN: &str = "pager.plan";
+/// What the guest touched, until it is collected, relative to the VM's directory.
+pub(crate) const PAGER_TOUCHED: &str = "pager.touched";
 /// The page server's own errors, relative to the VM's directory.
 pub const PAGER_LOG: &str = "pager.log";
 /// The vsock device's socket, relative to the VM's directory.

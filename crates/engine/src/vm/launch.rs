@@ -41,7 +41,7 @@ pub enum StartError {
     #[error(transparent)]
     Jail(#[from] JailError),
     /// Its jailer did not start it.
-    #[error("the jailer cannot start firecracker: {said}")]
+    #[error("the jailer cannot start firecracker (--no-jail does without it): {said}")]
     Jailer {
         /// What it said.
         said: String,
@@ -82,7 +82,7 @@ pub(crate) fn start(
     let firecracker = match &jail {
         Some(jail) => {
             let jailer = jail.jailer(dir, programs, &record.machine)?;
-            let groups = jail.groups(engine.root(), dir, &record.machine)?;
+            let groups = jail.groups(engine.root(), dir, record)?;
             limited = Some(Arc::clone(&groups));
             firecracker.jailed(jailer, move || groups.enter())
         }

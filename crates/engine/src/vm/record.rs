@@ -13,7 +13,7 @@ use rekindle_store::manifest::BootInfo;
 use rekindle_store::{SnapshotId, VmName};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Backend, Machine};
+use super::config::{Backend, Limits, Machine};
 use super::dir::{RECORD, VmDir};
 use super::state::State;
 use super::wake::Waking;
@@ -58,6 +58,9 @@ pub struct Record {
     /// The user that its Firecracker runs as, if it is jailed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub jailed_as: Option<u32>,
+    /// What its Firecracker may read from and write to the disk that it is on, each.
+    #[serde(skip_serializing_if = "Limits::are_none", default)]
+    pub host_io: Limits,
     /// What it is made of.
     pub machine: Machine,
     /// Firecracker's process. Absent before the spawn; one spawned but not yet recorded is found by `id`.

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Claim;
 use super::config::Machine;
-use super::dir::{DirError, PAGER_LOG, PAGER_STATE, PAGER_STATS, SERIAL, VmDir};
+use super::dir::{
+    DirError, PAGER_LOG, PAGER_PLAN, PAGER_STATE, PAGER_STATS, PAGER_TOUCHED, SERIAL, VmDir,
+};
 use super::follow::{Changes, FollowError, Follower};
 use super::record::{Purpose, fresh_id};
 use super::restore::{RestoreConfig, RestoreError, check, restore_in};
@@ -202,7 +204,14 @@ fn copy_of(config: &RehearseConfig) -> RestoreConfig {
 
 /// Removes what the copy printed, and what its page server left, when it was tried before.
 fn forget_earlier(dir: &VmDir) -> Result<(), DirError> {
-    for name in [SERIAL, PAGER_STATS, PAGER_STATE, PAGER_LOG] {
+    let of_pager = [
+        PAGER_STATS,
+        PAGER_STATE,
+        PAGER_PLAN,
+        PAGER_TOUCHED,
+        PAGER_LOG,
+    ];
+    for name in [SERIAL].into_iter().chain(of_pager) {
         let path = dir.file(name);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -11,6 +11,7 @@
 //! It goes on beside whatever the VM's owner does: a call that waits for a page simply gets its answer later.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use rekindle_firecracker::{Pidfd, ProcessId};
 use rekindle_pager::{living_server_of, server_of, take_descriptor};
 use rekindle_store::causes::with_causes;
+use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
 use super::dir::{PAGER_STATE, VmDir};
@@ -71,6 +73,8 @@ struct Shared {
     vm: ProcessId,
     vm_pidfd: Pidfd,
     row: Mutex<Row>,
+    /// Whether nothing is collected any more; held by whoever collects what page servers leave.
+    collected: Mutex<bool>,
 }
 
 #[derive(Debug)]
@@ -105,6 +109,7 @@ impl Relay {
                 late: false,
                 open: true,
             }),
+            collected: Mutex::new(false),
         });
         // At once, so that whoever asks next finds it written down.
         let begun = if is_dead { shared.replace() } else { Ok(()) };
@@ -133,12 +138,14 @@ impl Relay {
             && !self.shared.row().now.as_ref().is_some_and(serves)
     }
 
-    /// Ends who serves, and lets nobody follow. Only after Firecracker has ended.
+    /// Ends who serves, and lets nobody follow. Only after Firecracker has ended. Nothing writes to the VM's directory for
+    /// it from then on, so that it can be removed.
     pub(crate) fn end(&mut self) {
         if let Some(mut pager) = self.shared.close() {
             pager.kill();
             pager.reap();
         }
+        *self.shared.collected() = true;
     }
 }
 
@@ -168,22 +175,54 @@ async fn attend(shared: Arc<Shared>, begun: Result<(), Verdict>) -> Verdict {
 }
 
 impl Shared {
-    /// Waits until who serves has ended, or has failed to take over in time and was ended.
-    async fn watch(&self) {
+    /// Waits until who serves has ended. What it leaves before that is collected when it says so.
+    async fn watch(self: &Arc<Self>) {
         let Some((process, pidfd)) = self.now() else {
             return;
         };
-        let ended = exited(&pidfd);
+        let sign = self.row().now.as_mut().and_then(PagerProcess::take_sign);
+        let collected = async {
+            if let Some(sign) = sign {
+                closed(sign).await;
+                let shared = self.clone();
+                // It goes on if its end comes first.
+                let _ = tokio::task::spawn_blocking(move || shared.collect()).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            () = self.until_ended(&process, &pidfd) => {}
+            () = collected => {}
+        }
+    }
+
+    /// Waits until who serves has ended, or has failed to take over in time and was ended.
+    async fn until_ended(&self, process: &ProcessId, pidfd: &Pidfd) {
+        let ended = exited(pidfd);
         tokio::pin!(ended);
         if tokio::time::timeout(PATIENCE, &mut ended).await.is_ok() {
             return;
         }
         // Before the handshake there is nothing to take over, and it may wait for it as long as it has to.
-        if pager::has_state(&self.means.dir) && !self.has_taken_over(&process) {
+        if pager::has_state(&self.means.dir) && !self.has_taken_over(process) {
             self.row().late = true;
             let _ = pidfd.kill();
         }
         ended.await;
+    }
+
+    fn collect(&self) {
+        let over = self.collected();
+        if !*over {
+            pager::collect(&self.means.dir);
+        }
+    }
+
+    fn collected(&self) -> MutexGuard<'_, bool> {
+        self.collected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Option<(ProcessId, Arc<Pidfd>)> {
@@ -207,6 +246,8 @@ impl Shared {
         }
         let dir = &self.means.dir;
         let dead = row.now.take();
+        // Before another one leaves its own.
+        self.collect();
         let had_it = dead
             .as_ref()
             .is_none_or(|pager| self.has_taken_over(pager.id()));
@@ -332,6 +373,14 @@ async fn exited(pidfd: &Pidfd) {
             return;
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until a pipe is closed at its other end, or something comes through it: no more than that is asked of a page
+/// server, which may be somebody else's by now.
+async fn closed(pipe: OwnedFd) {
+    if let Ok(pipe) = Receiver::from_owned_fd(pipe) {
+        let _ = pipe.readable().await;
     }
 }
 

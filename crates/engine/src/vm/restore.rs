@@ -9,7 +9,7 @@
 mod config;
 mod error;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ use crate::host;
 use crate::jail::{self, Isolation, Jail};
 use crate::net::{self, Attachment, NetError, Place};
 use crate::pager::{Hints, Memory, PagerProcess, note};
-use crate::remote::Remote;
+use crate::remote::{Remote, RemoteError};
 
 /// What it is restored from, as a jailed Firecracker finds it.
 const VMSTATE: &str = "vmstate";
@@ -58,6 +58,8 @@ struct Source {
     /// From the Full snapshot to the one that is restored; never empty.
     layers: Arc<[Snapshot]>,
     leases: Vec<Lease>,
+    /// What copies touched; there may be no such file.
+    working_set: PathBuf,
     /// Where the memory is, if not in the layers.
     packed: Option<PackedSource>,
 }
@@ -121,15 +123,21 @@ pub async fn restore_remote_in(
     config: RestoreConfig,
 ) -> Result<Vm, RestoreError> {
     check_remote(&remote, &config)?;
-    jail::check(config.isolation, engine.programs())?;
+    jail::check(engine, config.isolation, &config.host_io)?;
     let (dir, root) = (claim.dir().file(OUTLINE), engine.root().clone());
     let packed = remote.source(&root, dir.clone());
-    let tip = tokio::task::spawn_blocking(move || remote.lay(&root, &dir))
+    let lay = move || {
+        let tip = remote.lay(&root, &dir)?;
+        let set = remote.working_set(&root, &tip.working_set_path());
+        Ok::<_, RemoteError>((tip, set))
+    };
+    let (tip, working_set) = tokio::task::spawn_blocking(lay)
         .await
         .map_err(|e| BootError::Task(std::io::Error::other(e)))??;
     let source = Source {
         layers: [tip].into(),
         leases: Vec::new(),
+        working_set,
         packed: Some(packed),
     };
     assemble(engine, claim, source, config).await
@@ -156,7 +164,7 @@ async fn examine(
     config: &RestoreConfig,
 ) -> Result<Source, RestoreError> {
     check(snapshot.manifest(), config)?;
-    jail::check(config.isolation, engine.programs())?;
+    jail::check(engine, config.isolation, &config.host_io)?;
     // Opened anew: the caller keeps its own, and this one is looked at as it is now.
     let tip = engine.snapshot(&snapshot.id().to_string())?;
     let layers: Arc<[Snapshot]> = engine.store().chain(tip)?.into();
@@ -171,6 +179,7 @@ async fn examine(
             .map_err(|e| BootError::Task(std::io::Error::other(e)))??;
     }
     Ok(Source {
+        working_set: layers[layers.len() - 1].working_set_path(),
         layers,
         leases,
         packed: None,
@@ -228,7 +237,7 @@ pub fn check(manifest: &Manifest, config: &RestoreConfig) -> Result<(), RestoreE
             .iter()
             .find(|wanted| wanted.iface_id == nic.id.as_str());
         let tap = other.map_or(nic.host_dev_name.as_str(), |wanted| &wanted.tap);
-        net::check_tap(tap).map_err(|source| RestoreError::Tap {
+        net::check_tap(tap, config.isolation).map_err(|source| RestoreError::Tap {
             iface_id: nic.id.to_string(),
             source,
         })?;
@@ -295,6 +304,7 @@ fn prepare_in(
     let mut record = new_record(&config.name, origin, machine);
     record.boot = source.tip().manifest().boot.clone();
     record.purpose = config.purpose;
+    record.host_io = config.host_io;
     record.agent = portable::agent(source.tip().manifest());
     if let (Some(wake), Some(_)) = (&config.wake, &record.agent) {
         record.waking = Some(Waking::due(wake));
@@ -392,12 +402,10 @@ impl Prepared {
             ledger: self.ledger.clone(),
         };
         let tip = self.source.tip();
-        let working_set = tip.working_set_path();
+        let working_set = &*self.source.working_set;
         let hints = Hints {
-            replay: (self.config.replay == Replay::On).then_some(&*working_set),
-            // What was learnt here would be gone with the VM.
-            record: (self.config.record == Recording::On && self.source.packed.is_none())
-                .then_some(&*working_set),
+            replay: (self.config.replay == Replay::On).then_some(working_set),
+            record: (self.config.record == Recording::On).then_some(working_set),
         };
         let memory = match &self.source.packed {
             Some(packed) => Memory::Packed(packed),
@@ -418,13 +426,26 @@ impl Prepared {
                 let nics = record.machine.nics.iter();
                 Place::CutOff(nics.map(|nic| nic.tap.as_str()).collect())
             }
-            (None, _) => Place::Host,
+            (None, _) => Place::without_network(record),
         };
-        record.firecracker = Some(starting.launch(&self.engine, record, &place)?);
-        self.ledger.write(record)?;
-        let mut crew = match starting.ready().await {
+        let launched = starting.launch(&self.engine, record, &place);
+        let start = async {
+            record.firecracker = Some(launched?);
+            self.ledger.write(record)?;
+            match starting.ready().await {
+                Ok(crew) => Ok(crew),
+                Err(failure) => Err(with_last_words(failure, &mut self.console).await.into()),
+            }
+        };
+        let mut crew = match start.await {
             Ok(crew) => crew,
-            Err(failure) => return Err(with_last_words(failure, &mut self.console).await.into()),
+            Err(failure) => {
+                let reason = match self.drives.take() {
+                    Some(drives) => drives.failed().await,
+                    None => None,
+                };
+                return Err(reason.map_or(failure, Failure::from));
+            }
         };
         if let Some(drives) = self.drives.take() {
             drives.ready().await?;

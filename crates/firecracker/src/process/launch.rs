@@ -17,7 +17,8 @@ use crate::sys::{block_sigpipe, leave_pid_namespace};
 /// A Firecracker about to be started.
 ///
 /// It runs in a process group of its own, so that a terminal's interrupt does not reach it, and with none
-/// of this process's descriptors but those given here.
+/// of this process's descriptors but those given here. Its environment is empty: what is in ours, such as credentials, is
+/// nothing that a guest may get at.
 #[derive(Debug)]
 pub struct Launch {
     program: PathBuf,
@@ -169,6 +170,7 @@ impl Launch {
             .arg("--api-sock")
             .arg(&self.socket)
             .args(&self.arguments)
+            .env_clear()
             .current_dir(&self.directory)
             .process_group(0)
             .stdin(self.stdin)

@@ -105,7 +105,7 @@ impl Server {
         let read = if kind == Kind::Demand && self.backing.is_mute() {
             self.backing.read(offset, bytes).map(|()| bytes.len())
         } else {
-            self.backing.read_resident(offset, bytes)
+            self.backing.read_resident(offset, kind.into(), bytes)
         };
         let filled = match read {
             Ok(read) => self.fill_with(run, &data[..read], kind),

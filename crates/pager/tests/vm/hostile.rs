@@ -1,15 +1,21 @@
 //! Handshakes that no Firecracker sends, and sockets that are not what they seem.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
-use rekindle_kit::uffd::{Handed, Handshake, Order, babble, knock};
+use rekindle_kit::uffd::{
+    Build, FakeVm, Handed, Handshake, Order, Zeros, babble, knock, write_memory,
+};
 use rekindle_pager::{HandshakeError, Options, PagerError, RegionError, Socket, Source, serve};
 
-use crate::scene::{Plan, Scene, mixed};
+use crate::scene::{Plan, Scene, mixed, saw};
+use crate::server::{Kept, Server, Serving, Takeover};
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
@@ -32,10 +38,76 @@ pub(crate) fn stories() -> Vec<Story> {
             inherited,
         ),
         Story::new(
+            "what a page server says of itself leads its successor and its owner nowhere",
+            lying_state,
+        ),
+        Story::new(
             "what is wrong before the handshake leaves no socket behind",
             nothing_behind,
         ),
     ]
+}
+
+/// A page server that somebody got hold of can write its state, and nothing else.
+fn lying_state() -> anyhow::Result<()> {
+    requires_root()?;
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    let stamps = mixed(64);
+    write_memory(&at("memory"), &stamps, Zeros::Holes)?;
+    let secrets: Vec<u64> = (0..64).map(|page| 0x5ec2_0000 + page).collect();
+    write_memory(&at("secret"), &secrets, Zeros::Holes)?;
+    let serving = Serving {
+        source: Source::Memory(at("memory")),
+        socket: at("pager.sock"),
+        state: at("pager.state"),
+        stats: at("stats.json"),
+        set: at("working-set"),
+        rights: Kept::Nothing,
+        deed: None,
+    };
+    let mut server = Server::start(&serving)?;
+    let mut vm = FakeVm::start(&Build {
+        regions: vec![stamps.len()],
+        huge: false,
+        blocking: false,
+    })?;
+    vm.thread()?.ask(&Order::handshake(&serving.socket))?;
+    server.serves()?;
+    let state = File::options()
+        .read(true)
+        .write(true)
+        .open(at("pager.state"))?;
+    for (true_name, false_name) in [
+        ("/memory\"", "/secret\""),
+        ("/stats.json\"", "/other.json\""),
+        ("/working-set\"", "/another-set\""),
+    ] {
+        let mut text = vec![0; 4096];
+        state.read_exact_at(&mut text, 4 * 4096)?;
+        let found = text
+            .windows(true_name.len())
+            .position(|window| window == true_name.as_bytes());
+        let found = u64::try_from(found.context("its name")?)?;
+        state.write_all_at(false_name.as_bytes(), 4 * 4096 + found)?;
+    }
+    server.hand_over(vm.pid(), Takeover::Dead)?;
+    server.serves()?;
+    let mut thread = vm.thread()?;
+    thread.begin(&Order::Read { page: 0, count: 64 })?;
+    ensure!(saw(&mut thread)? == stamps, "another file was served");
+    vm.kill()?;
+    vm.wait()?;
+    server.end()?;
+    for (name, is_there) in [
+        ("stats.json", true),
+        ("working-set", true),
+        ("other.json", false),
+        ("another-set", false),
+    ] {
+        ensure!(at(name).exists() == is_there, "{name}");
+    }
+    Ok(())
 }
 
 fn shake(scene: &Scene, message: Option<String>, hand: Vec<Handed>) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ mod firecracker;
 mod hostile;
 mod packed;
 mod points;
+mod sandbox;
 mod scene;
 mod server;
 mod storm;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let stories = [
         points::stories(),
         hostile::stories(),
+        sandbox::stories(),
         chains::stories(),
         packed::stories(),
         walks::stories(),

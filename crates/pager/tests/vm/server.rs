@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rekindle_pager::{
-    Adoption, Failing, Living, Options, PagerError, Socket, Source, Stats, adopt, serve, server_of,
+    Adoption, Failing, Living, Options, PagerError, Rights, Socket, Source, Stats, adopt, collect,
+    serve, server_of,
 };
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
+
+use crate::sandbox::Deed;
 
 /// What tells the test program that it is to serve.
 const DUTY: &str = "REKINDLE_TEST_SERVES_PAGES";
@@ -28,7 +31,26 @@ enum Duty {
         vm: u32,
         state: PathBuf,
         replace: bool,
+        rights: Kept,
     },
+}
+
+/// What rights a page server is to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kept {
+    /// Those to its files: it writes down all itself.
+    Files,
+    /// None: whoever started it does.
+    Nothing,
+}
+
+impl From<Kept> for Rights {
+    fn from(kept: Kept) -> Rights {
+        match kept {
+            Kept::Files => Rights::ItsFiles,
+            Kept::Nothing => Rights::None,
+        }
+    }
 }
 
 /// Whom and what to serve.
@@ -39,6 +61,9 @@ pub(crate) struct Serving {
     pub(crate) state: PathBuf,
     pub(crate) stats: PathBuf,
     pub(crate) set: PathBuf,
+    pub(crate) rights: Kept,
+    /// What it tries when the VM has ended.
+    pub(crate) deed: Option<Deed>,
 }
 
 /// Serves, and does not return, if this process was started for that.
@@ -59,17 +84,29 @@ pub(crate) fn serve_if_asked() {
 fn follow(duty: Duty) -> Result<Stats, PagerError> {
     match duty {
         Duty::Serve(serving) => {
-            let mut options = Options::new(Socket::Path(serving.socket), serving.source);
-            options.state = Some(serving.state);
-            options.stats = Some(serving.stats);
-            options.replay = Some(serving.set.clone());
-            options.record = Some(serving.set);
+            let told = serving.clone();
+            let mut options = Options::new(Socket::Path(told.socket), told.source);
+            options.state = Some(told.state);
+            options.stats = Some(told.stats);
+            options.replay = Some(told.set.clone());
+            options.record = Some(told.set);
             options.failing = Failing::LeavesItToASuccessor;
-            serve(options, |_| println!("ready"))
+            options.rights = told.rights.into();
+            let stats = serve(options, |_| println!("ready"))?;
+            match serving.deed {
+                Some(deed) => deed.attempt(&serving),
+                None => Ok(stats),
+            }
         }
-        Duty::Adopt { vm, state, replace } => {
+        Duty::Adopt {
+            vm,
+            state,
+            replace,
+            rights,
+        } => {
             let vm = i32::try_from(vm).expect("a process id");
             let mut adoption = Adoption::new(vm, state);
+            adoption.rights = rights.into();
             if replace {
                 adoption.living = Living::Replace;
             }
@@ -93,6 +130,7 @@ pub(crate) enum Takeover {
 pub(crate) struct Server {
     child: Child,
     state: PathBuf,
+    rights: Kept,
 }
 
 impl Server {
@@ -105,6 +143,7 @@ impl Server {
         let server = Server {
             child,
             state: serving.state.clone(),
+            rights: serving.rights,
         };
         BufReader::new(stdout).read_line(&mut line)?;
         ensure!(line == "ready\n", "the page server said {line:?}");
@@ -119,6 +158,7 @@ impl Server {
             vm,
             state: self.state.clone(),
             replace,
+            rights: self.rights,
         })?;
         match how {
             Takeover::Dead => {
@@ -128,6 +168,9 @@ impl Server {
             Takeover::Dying => self.child.kill()?,
             // Of two that have both yet to take over, the later one is not always the last.
             Takeover::Replaced => self.serves()?,
+        }
+        if self.rights == Kept::Nothing {
+            collect(&self.state)?;
         }
         let mut old = std::mem::replace(&mut self.child, next.spawn()?);
         wait(&mut old).map(drop)
@@ -146,10 +189,22 @@ impl Server {
         Ok(())
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ends, once it has.
+    pub(crate) fn status(mut self) -> anyhow::Result<ExitStatus> {
+        wait(&mut self.child)
+    }
+
     /// Waits until it has ended, which it does when its VM has.
     pub(crate) fn end(mut self) -> anyhow::Result<()> {
         let status = wait(&mut self.child)?;
         ensure!(status.success(), "the page server ended: {status}");
+        if self.rights == Kept::Nothing {
+            collect(&self.state)?;
+        }
         Ok(())
     }
 

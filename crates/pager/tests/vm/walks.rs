@@ -21,7 +21,7 @@ use rekindle_store::{Root, Snapshot, Store};
 
 use crate::chains::publish;
 use crate::scene::{leaves_the_cache, situation};
-use crate::server::{Server, Serving, Takeover};
+use crate::server::{Kept, Server, Serving, Takeover};
 
 /// How many walks there are unless `REKINDLE_WALKS` says otherwise.
 const WALKS: u64 = 20;
@@ -90,6 +90,8 @@ fn walk(dice: &mut Dice) -> anyhow::Result<Stats> {
         state: dir.path().join("pager.state"),
         stats: dir.path().join("stats.json"),
         set: dir.path().join("working-set"),
+        rights: [Kept::Files, Kept::Nothing][dice.up_to(2)],
+        deed: None,
     };
     record_runs(dice, &serving.set)?;
     let mut server = Server::start(&serving)?;
@@ -128,6 +130,8 @@ fn walk(dice: &mut Dice) -> anyhow::Result<Stats> {
     server.end()?;
     let stats: Stats = serde_json::from_slice(&fs::read(&serving.stats)?)?;
     ensure!(stats.ended == Some(Ended::VmExited), "{stats:?}");
+    let confined = stats.confinement.is_some_and(|by| by.seccomp);
+    ensure!(confined, "{stats:?}");
     // One that is killed may not have begun.
     ensure!(stats.takeovers <= takeovers, "{stats:?}");
     let pages = u64::try_from(PAGES)?;

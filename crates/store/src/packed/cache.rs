@@ -7,7 +7,7 @@
 //! time, and nothing else.
 
 use crate::digest::Digest;
-use crate::file::{At, Dir, FileError, TryLock, open_regular};
+use crate::file::{At, Dir, FileError, TryLock, open_regular, read_at_once};
 use crate::layout::Root;
 use crate::packed::directory::{Durable, put_new};
 use crate::packed::index::{Chunk, Index, MAX_INDEX};
@@ -58,6 +58,13 @@ impl Cache {
         }
         wanted(&file);
         Some(raw)
+    }
+
+    /// The same, if it can be had without waiting for a disk.
+    pub fn get_at_once(&self, chunk: &Chunk) -> Option<Vec<u8>> {
+        // One that is longer than it should be is found out by who may remove it.
+        let raw = read_at_once(&self.path(chunk), 0..chunk.raw_size())?;
+        (Digest::of(&raw) == chunk.digest).then_some(raw)
     }
 
     /// Whether the pages of a chunk seem to be here. They are not looked at.

@@ -3,8 +3,11 @@
 use crate::digest::Digest;
 use crate::packed::index::Chunk;
 use crate::unit::index;
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io;
 use thiserror::Error;
+use zstd::bulk::Decompressor;
 
 /// 3, zstd's own default: `docs/decisions/0021-chunks-of-64-kib-by-zstd.md`.
 const LEVEL: i32 = 3;
@@ -58,21 +61,29 @@ pub(super) fn encode(raw: &[u8]) -> io::Result<(Codec, Vec<u8>)> {
     })
 }
 
+thread_local! {
+    // To make one costs as much as to use it.
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::default();
+}
+
 /// The pages of a chunk from the bytes that a pack has for it, proven by its BLAKE3.
 ///
 /// However the bytes were made, no more memory is taken than the chunk has pages.
 ///
 /// # Errors
 /// A [`ChunkError`] if they are not those of this chunk.
-pub fn decode(chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, ChunkError> {
+pub fn decode<'a>(chunk: &Chunk, stored: impl Into<Cow<'a, [u8]>>) -> Result<Vec<u8>, ChunkError> {
+    let stored = stored.into();
     if stored.len() != index(chunk.stored.into()) {
         return Err(ChunkError::Length);
     }
     let size = index(chunk.raw_size());
     let raw = match chunk.codec {
-        Codec::Stored => stored.to_vec(),
+        Codec::Stored => stored.into_owned(),
         // Gives up at a frame that would become longer.
-        Codec::Zstd => zstd::bulk::decompress(stored, size).map_err(|_| ChunkError::Compression)?,
+        Codec::Zstd => DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress(&stored, size))
+            .map_err(|_| ChunkError::Compression)?,
     };
     match () {
         () if raw.len() != size => Err(ChunkError::Compression),

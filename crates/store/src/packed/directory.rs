@@ -4,7 +4,7 @@
 //! whoever is killed leaves whole files and nothing else, and two that push the same do not meet. Where a file system knows
 //! no such files, it has another name first.
 
-use crate::file::{At, FileError, open_regular, size, sync_dir};
+use crate::file::{At, FileError, open_regular, read_at_once, size, sync_dir};
 use crate::packed::objects::{Object, ObjectError, Objects, Put};
 use crate::unit::{index, length};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -99,6 +99,10 @@ impl Objects for Directory {
         file.read_exact_at(&mut bytes, range.start)
             .at("read", &path)?;
         Ok(bytes)
+    }
+
+    fn read_at_once(&self, object: &Object, range: Range<u64>) -> Option<Vec<u8>> {
+        read_at_once(&self.path(object), range)
     }
 
     fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<Put, ObjectError> {

@@ -142,12 +142,24 @@ impl Fetch<'_> {
         Ok(())
     }
 
+    /// One chunk, proven, if it can be had without waiting for a disk or a network.
+    pub fn at_once(&self, of: &Index, number: u32) -> Option<Vec<u8>> {
+        let chunk = &of.chunks()[at(number.into())];
+        if let Some(cache) = self.cache {
+            return cache.get_at_once(chunk);
+        }
+        let pack = pack(of, chunk.pack);
+        let stored = self.objects.read_at_once(&pack, chunk.range())?;
+        // What is wrong with it is for who may ask once more.
+        decode(chunk, stored).ok()
+    }
+
     /// One chunk, by a request of its own.
     fn one(&self, of: &Index, number: u32) -> Result<Vec<u8>, FetchError> {
         let chunk = &of.chunks()[at(number.into())];
         let pack = pack(of, chunk.pack);
         let stored = self.objects.read(&pack, chunk.range())?;
-        decode(chunk, &stored).map_err(|source| FetchError::Damaged {
+        decode(chunk, stored).map_err(|source| FetchError::Damaged {
             url: self.objects.url(&pack),
             offset: chunk.offset,
             source,

@@ -110,6 +110,11 @@ pub trait Objects: fmt::Debug + Send + Sync {
     /// If the object is missing or shorter, or cannot be read.
     fn read(&self, object: &Object, range: Range<u64>) -> Result<Vec<u8>, ObjectError>;
 
+    /// A part of an object, if it can be had without waiting for a disk or a network.
+    fn read_at_once(&self, _object: &Object, _range: Range<u64>) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Puts an object where none of its name is.
     ///
     /// # Errors

@@ -37,6 +37,20 @@ pub fn read_for(
     }
 }
 
+/// As [`read_for`], from a file that somebody has opened; `path` is what errors name.
+///
+/// # Errors
+/// As [`read_for`].
+pub fn read_opened(
+    file: std::fs::File,
+    path: &Path,
+    page_size: u64,
+    pages: u64,
+) -> Result<WorkingSet, WorkingSetError> {
+    let bytes = bytes_in(file, path, size_limit(pages))?;
+    WorkingSet::parse_for(&bytes, page_size, pages)
+}
+
 /// Merges what one run saw into the set at `path`, and returns the whole.
 ///
 /// Whoever does so at the same time waits, so no run is lost; a reader finds the set before or the set after. A set
@@ -84,6 +98,10 @@ fn bytes_of(path: &Path, limit: ByteSize) -> Result<Option<Vec<u8>>, WorkingSetE
         Err(error) if error.is_not_found() => return Ok(None),
         other => other?,
     };
+    bytes_in(file, path, limit).map(Some)
+}
+
+fn bytes_in(file: std::fs::File, path: &Path, limit: ByteSize) -> Result<Vec<u8>, WorkingSetError> {
     if size(&file, path)? > limit {
         return Err(WorkingSetError::TooLarge { limit });
     }
@@ -92,7 +110,7 @@ fn bytes_of(path: &Path, limit: ByteSize) -> Result<Option<Vec<u8>>, WorkingSetE
     file.take(limit.get())
         .read_to_end(&mut bytes)
         .at("read", path)?;
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// Only under the lock: the file beside has one name.

@@ -1,4 +1,6 @@
-use crate::fixture::{Fixture, PAGES, Written, contents, data_pages, given_data, memory, mixed};
+use crate::fixture::{
+    Fixture, PAGES, Written, contents, data_pages, given_data, memory, mixed, parts,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rekindle_store::Snapshot;
@@ -10,7 +12,7 @@ use rekindle_store::manifest::Kind;
 use rekindle_store::pages::Pages;
 use rekindle_store::snapshot::OpenError;
 use rekindle_store::store::ChainError;
-use rekindle_store::unit::{PAGE_SIZE, PageCount, PageNumber};
+use rekindle_store::unit::{PAGE_SIZE, PageCount, PageNumber, PageRange};
 use std::os::unix::fs::FileExt;
 
 fn pages(chain: &[Snapshot]) -> Vec<&Pages> {
@@ -118,22 +120,43 @@ fn flattening_never_overwrites_and_leaves_nothing_when_it_fails() {
     assert!(!path.exists());
 }
 
+fn index(page: u64) -> usize {
+    usize::try_from(page).unwrap()
+}
+
+/// Pages that a balloon took.
+fn removals() -> impl Strategy<Value = Vec<PageRange>> {
+    let range = (0..PAGES as u64, 1..40_u64).prop_map(|(first, count)| PageRange {
+        first: PageNumber::new(first),
+        count: PageCount::new(count.min(PAGES as u64 - first)),
+    });
+    vec(range, 0..4)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_chain_reads_as_a_plain_map_of_pages(layers in vec(memory(), 1..5)) {
+    fn a_chain_reads_as_a_plain_map_of_pages(layers in vec((memory(), removals()), 1..8)) {
         let fixture = Fixture::new();
         // The model: what each page is after all layers.
         let mut model = vec![Written::Zeros; PAGES];
         let mut tip: Option<Snapshot> = None;
-        for layer in &layers {
-            let changes = model.iter_mut().zip(layer).filter(|(_, written)| **written != Written::Nothing);
-            changes.for_each(|(page, written)| *page = *written);
+        for (layer, removed) in &layers {
             tip = Some(match tip {
                 None => fixture.full(None, layer),
-                Some(parent) => fixture.diff(parent.id(), layer),
+                Some(parent) => {
+                    // What was given back and not written since is zero.
+                    for range in removed {
+                        model[index(range.first.get())..index(range.end().get())].fill(Written::Zeros);
+                    }
+                    let mut parts = parts(Kind::Diff { parent: parent.id() });
+                    parts.removed.clone_from(removed);
+                    fixture.draft(None, layer).publish(parts).unwrap()
+                }
             });
+            let changes = model.iter_mut().zip(layer).filter(|(_, written)| **written != Written::Nothing);
+            changes.for_each(|(page, written)| *page = *written);
         }
         let chain = fixture.store.chain(tip.unwrap()).unwrap();
         chain.iter().for_each(|snapshot| snapshot.verify().unwrap());

@@ -31,7 +31,7 @@ pub(crate) fn stories() -> Vec<Story> {
             "a stream through a guest survives a snapshot and the monitor's death, byte for byte",
             stream,
         )
-        .within(Duration::from_secs(300 + 10 * stream_mib())),
+        .within(Duration::from_secs(600 + 10 * stream_mib())),
         story(
             "a program is killed after its exec is, unless it was left to itself",
             fate,

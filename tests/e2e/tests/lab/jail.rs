@@ -19,21 +19,17 @@ pub(crate) fn stories() -> Vec<Story> {
 fn jailed(linux: &Linux) -> anyhow::Result<()> {
     let networks = Networks::enter("jail")?;
     networks.internet_greets(INTERNET, 80, "internet")?;
-    linux.boots("a", "--jail --net nat")?;
+    linux.boots("a", "--net nat")?;
     works(linux, "a")?;
     linux.asks("a", "echo written > /file")?;
     linux.rekindle.does("snapshot create a --name base")?;
-    linux.rekindle.does("restore base --jail --name copy")?;
+    linux.rekindle.does("restore base --name copy")?;
     works(linux, "copy")?;
     let read = linux.rekindle.does("exec copy -- cat /file")?;
     ensure!(read == "written\n", "{read:?}");
     linux.rekindle.does("rm --force a copy")?;
-    ensure!(
-        fs::read_dir("/sys/fs/cgroup")?
-            .flatten()
-            .all(|entry| !entry.file_name().to_string_lossy().starts_with("rekindle")),
-        "control groups are left"
-    );
+    let groups = linux.rekindle.control_groups()?;
+    ensure!(groups.is_empty(), "left: {groups:?}");
     Ok(())
 }
 

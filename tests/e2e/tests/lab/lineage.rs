@@ -65,7 +65,7 @@ fn three_copies(linux: &Linux) -> anyhow::Result<()> {
 
     for copy in 1..=3 {
         linux.rekindle.does(&format!(
-            "restore counting --name copy-{copy} --tap {} --address eth0=10.7.{copy}.2/24,10.7.{copy}.1 --must-wake",
+            "restore counting --name copy-{copy} --tap {} --address eth0=10.7.{copy}.2/24,10.7.{copy}.1 --wake-within 60s --must-wake",
             taps.name(copy)
         ))?;
     }

@@ -49,5 +49,5 @@ fn story(name: &'static str, tell: fn(&Linux) -> anyhow::Result<()>) -> Story {
     .or_else(rekindle_e2e::end_all)
     // QEMU loses a guest now and then, which is silent then (docs/lab.md).
     .again_if_late()
-    .within(std::time::Duration::from_secs(300))
+    .within(std::time::Duration::from_secs(600))
 }

@@ -52,7 +52,7 @@ pub(crate) fn stories() -> Vec<Story> {
     if seconds + kills == 0 {
         return Vec::new();
     }
-    let limit = Duration::from_secs(300 + 2 * seconds + 60 * kills);
+    let limit = Duration::from_secs(600 + 2 * seconds + 60 * kills);
     let name = "a balloon in a storm, and page servers killed in it, leave no stale page";
     vec![story(name, storm).within(limit)]
 }

@@ -31,7 +31,7 @@ const BESIDE: usize = 3;
 const PARENTS: usize = 5;
 
 pub(crate) fn stories() -> Vec<Story> {
-    let limit = |each: u64, n: u64| Duration::from_secs(300 + each * n);
+    let limit = |each: u64, n: u64| Duration::from_secs(600 + each * n);
     vec![
         story(
             "a lineage of writes, snapshots and restores loses nothing",
@@ -43,7 +43,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 fn rounds() -> u64 {
-    setting("REKINDLE_ROUNDS", 10)
+    setting("REKINDLE_ROUNDS", 3)
 }
 
 fn clones() -> u64 {

@@ -46,6 +46,10 @@ pub(crate) fn stories() -> Vec<Story> {
             "an agent that is stopped holds up neither a snapshot nor a restore",
             stopped_agent,
         ),
+        story(
+            "a console that a snapshot cuts off in the middle of a text goes on in the copy",
+            console_goes_on,
+        ),
     ]
 }
 
@@ -274,5 +278,25 @@ fn stopped_agent(linux: &Linux) -> anyhow::Result<()> {
         .refuses("restore base --name strict --wake-within 2s --must-wake")?;
     ensure!(said.contains("strict: it was not woken up"), "{said}");
     ensure!(linux.rekindle.state_of("strict")? == "running");
+    Ok(())
+}
+
+fn console_goes_on(linux: &Linux) -> anyhow::Result<()> {
+    linux.boots("base", "")?;
+    linux.types(
+        "base",
+        &format!("yes {} | head -c 40000\n", "words".repeat(16)),
+    )?;
+    linux.rekindle.follows("base")?.hears("words\r\nwords")?;
+    linux.rekindle.does("snapshot create base --name talking")?;
+    linux.rekindle.does("rm --force base")?;
+    linux
+        .rekindle
+        .does("restore talking --name copy --wake-within 60s --must-wake")?;
+    // Much more than the few bytes that the device itself holds.
+    let mut output = linux.rekindle.follows("copy")?;
+    for _ in 0..10 {
+        output.hears("words\r\nwords")?;
+    }
     Ok(())
 }

@@ -387,24 +387,34 @@ fn json(rekindle: &Rekindle) -> anyhow::Result<()> {
 
 fn firecrackers(rekindle: &Rekindle) -> anyhow::Result<()> {
     let guest = rekindle.guest(&counter())?;
-    let text = write(rekindle, "text", b"no program")?;
-    let liar = write(rekindle, "liar", b"#!/bin/sh\nexit 3\n")?;
+    let text = write(rekindle, "firecracker-text", b"no program")?;
+    let liar = write(rekindle, "firecracker-liar", b"#!/bin/sh\nexit 3\n")?;
     fs::set_permissions(&liar, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let is_refused = |program: &Path, options: &str, why: &str| -> anyhow::Result<()> {
+        let line = format!("run {guest} {options} --name c --detach");
+        let mut command = rekindle.command(&line);
+        command.env("REKINDLE_FIRECRACKER", program);
+        let said = rekindle_e2e::finish(command, &line)?.refused(125)?;
+        ensure!(said.contains(why), "{said}");
+        ensure!(rekindle.vms()?.is_empty(), "{}", program.display());
+        Ok(())
+    };
     for (program, why) in [
         (
             Path::new("/nonexistent/firecracker"),
             "/nonexistent/firecracker",
         ),
         (Path::new("/tmp"), "/tmp"),
-        (&text, "text"),
+        (&text, "firecracker-text"),
         (&liar, "3"),
     ] {
-        let line = format!("run {guest} --name c --detach");
-        let mut command = rekindle.command(&line);
-        command.env("REKINDLE_FIRECRACKER", program);
-        let said = rekindle_e2e::finish(command, &line)?.refused(125)?;
-        ensure!(said.contains(why), "{said}");
-        ensure!(rekindle.vms()?.is_empty(), "{}", program.display());
+        is_refused(program, "--no-jail", why)?;
     }
-    Ok(())
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    // In a jail the jailer says it, and has to be able to.
+    let other = write(rekindle, "vmm", b"no program")?;
+    is_refused(&other, "", "--no-jail")?;
+    is_refused(&text, "", "the jailer cannot start firecracker")
 }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use rekindle_e2e::{Rekindle, Role};
+use rekindle_e2e::{Rekindle, Role, SOON};
 use rekindle_kit::processes::Process;
-use rekindle_kit::require::requires_root;
+use rekindle_kit::require::{Skipped, requires_root};
 use rekindle_kit::story::Story;
+use serde_json::Value;
 
 use crate::bare::counter;
 use crate::story;
@@ -20,12 +22,20 @@ pub(crate) fn stories() -> Vec<Story> {
             locked_in,
         ),
         story(
+            "a page server has no right but to kill its VM, nor has its successor",
+            no_rights,
+        ),
+        story(
             "snapshots go in and out of jails, with disks and diffs",
             in_and_out,
         ),
         story(
             "a jailed VM that is killed at any moment leaves nothing outside",
             killed,
+        ),
+        story(
+            "what a jailed VM does to its disk is limited where that is asked for",
+            host_io,
         ),
         story(
             "a link in a jail leads nobody out of it",
@@ -65,7 +75,7 @@ fn locked_in(rekindle: &Rekindle) -> anyhow::Result<()> {
     let guest = rekindle.guest(&counter())?;
     let mut users = Vec::new();
     for name in ["a", "b"] {
-        rekindle.does(&format!("run {guest} --jail --name {name} --detach"))?;
+        rekindle.does(&format!("run {guest} --name {name} --detach"))?;
         rekindle.follows(name)?.hears("n=3\n")?;
         let record = rekindle.tells(&format!("inspect {name}"))?;
         let user = record["jailed_as"].as_u64().context("a user")?;
@@ -81,6 +91,10 @@ fn locked_in(rekindle: &Rekindle) -> anyhow::Result<()> {
         ensure!(blocked >> (13 - 1) & 1 == 1, "{status:?}");
         // Upstream's filters, once the guest runs.
         ensure!(status["Seccomp"] == "2", "{status:?}");
+        // It has no interface, so there is none to be seen.
+        let links = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+        let links: Vec<&str> = links.lines().skip(2).collect();
+        ensure!(links.len() == 1 && links[0].contains("lo:"), "{links:?}");
         let (inside, jail) = (
             fs::metadata(format!("/proc/{pid}/root"))?,
             fs::metadata(rekindle.vm(name).join("jail"))?,
@@ -137,6 +151,114 @@ fn limited(rekindle: &Rekindle, name: &str, pid: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn host_io(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let guest = rekindle.guest(&counter())?;
+    let limit = "--host-io bw=5M,iops=100";
+    let run = format!("run {guest} {limit} --name a --detach");
+    let said = rekindle.tries(&run)?;
+    if said.err.contains("is on no single disk") {
+        return Err(Skipped::Disk.into());
+    }
+    ensure!(said.status == Some(0), "{said:?}");
+    rekindle.does("snapshot create a --name s")?;
+    rekindle.does(&format!("restore s {limit} --name b"))?;
+    rekindle.does("restore s --name c")?;
+    for name in ["a", "b"] {
+        let set = throttled(rekindle, name)?;
+        ensure!(!set.is_empty(), "{name} is not limited");
+        for limit in &set {
+            ensure!(
+                limit.contains("5242880") || limit.ends_with(" 100"),
+                "{set:?}"
+            );
+        }
+    }
+    ensure!(throttled(rekindle, "c")?.is_empty());
+    let said = rekindle.refuses(&format!("restore s {limit} --no-jail --name d"))?;
+    ensure!(said.contains("--host-io takes a jail"), "{said}");
+    rekindle.does("rm --force a b c")?;
+    nothing_outside(rekindle)
+}
+
+/// What the control groups of a VM say of disks, in either version.
+fn throttled(rekindle: &Rekindle, name: &str) -> anyhow::Result<Vec<String>> {
+    let noted = fs::read_to_string(rekindle.vm(name).join("cgroups"))?;
+    let files = [
+        "io.max",
+        "blkio.throttle.read_bps_device",
+        "blkio.throttle.write_bps_device",
+        "blkio.throttle.read_iops_device",
+        "blkio.throttle.write_iops_device",
+    ];
+    let paths = noted
+        .lines()
+        .flat_map(|group| files.map(|file| format!("{group}/{file}")));
+    let texts = paths.filter_map(|path| fs::read_to_string(path).ok());
+    Ok(texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect())
+}
+
+fn no_rights(rekindle: &Rekindle) -> anyhow::Result<()> {
+    requires_root()?;
+    let guest = rekindle.guest(&counter())?;
+    rekindle.does(&format!("run {guest} --name base --detach"))?;
+    rekindle.follows("base")?.hears("n=3\n")?;
+    rekindle.does("snapshot create base --name s")?;
+    rekindle.does("rm --force base")?;
+    for jail in ["", "--no-jail"] {
+        rekindle.does(&format!("restore s {jail} --name copy"))?;
+        let first = rekindle.one(Role::Pager)?;
+        has_no_rights(rekindle, first.pid())?;
+        first.kill(SOON)?;
+        rekindle.follows("copy")?.hears("n=")?;
+        let deadline = Instant::now() + SOON;
+        let next = loop {
+            match rekindle.one(Role::Pager) {
+                Ok(next) if next.pid() != first.pid() => break next,
+                _ => ensure!(Instant::now() < deadline, "it has no successor"),
+            }
+        };
+        while rekindle.tells("inspect copy")?["pager"]["takeovers"] != 1 {
+            ensure!(Instant::now() < deadline, "its successor does not serve");
+        }
+        has_no_rights(rekindle, next.pid())?;
+        rekindle.does("stop copy --grace 0")?;
+        let left = fs::read(rekindle.vm("copy").join("pager.json"))?;
+        let left: Value = serde_json::from_slice(&left)?;
+        ensure!(left["ended"]["how"] == "vm_exited", "{left}");
+        rekindle.does("rm copy")?;
+    }
+    nothing_outside(rekindle)
+}
+
+fn has_no_rights(rekindle: &Rekindle, pager: i32) -> anyhow::Result<()> {
+    let firecracker = status(rekindle.one(Role::Firecracker)?.pid())?;
+    let user = 1_904_000_000 + pager;
+    // It is told once the handshake is had, and confined a moment before.
+    let deadline = Instant::now() + SOON;
+    let by = loop {
+        let known = rekindle.tells("inspect copy")?;
+        if known["pager"]["confinement"]["user"] == user {
+            break known["pager"]["confinement"].clone();
+        }
+        ensure!(Instant::now() < deadline, "{}", known["pager"]);
+    };
+    ensure!(by["seccomp"] == true, "{by}");
+    let status = status(pager)?;
+    let same = vec![user.to_string(); 4].join(" ");
+    ensure!(status["Uid"] == same && status["Gid"] == same, "{status:?}");
+    ensure!(status["Uid"] != firecracker["Uid"]);
+    ensure!(status["Groups"].is_empty(), "{status:?}");
+    // CAP_KILL.
+    ensure!(status["CapEff"] == "0000000000000020", "{status:?}");
+    ensure!(status["CapPrm"] == status["CapEff"], "{status:?}");
+    ensure!(status["NoNewPrivs"] == "1", "{status:?}");
+    ensure!(status["Seccomp"] == "2", "{status:?}");
+    Ok(())
+}
+
 fn in_and_out(rekindle: &Rekindle) -> anyhow::Result<()> {
     requires_root()?;
     let guest = rekindle.guest(&counter())?;
@@ -144,7 +266,7 @@ fn in_and_out(rekindle: &Rekindle) -> anyhow::Result<()> {
     fs::write(&own, [7; 64 << 10])?;
     fs::write(&read, [8; 64 << 10])?;
     rekindle.does(&format!(
-        "run {guest} --jail --track-dirty-pages --disk {} --disk {}:ro --name first --detach",
+        "run {guest} --track-dirty-pages --disk {} --disk {}:ro --name first --detach",
         own.display(),
         read.display(),
     ))?;
@@ -163,11 +285,11 @@ fn in_and_out(rekindle: &Rekindle) -> anyhow::Result<()> {
         }
     }
     for (snapshot, options) in [
-        ("full", "--jail"),
-        ("diff", "--jail"),
+        ("full", ""),
         ("diff", ""),
-        ("full", "--jail --backend file"),
-        ("diff", "--jail --backend file"),
+        ("diff", "--no-jail"),
+        ("full", "--backend file"),
+        ("diff", "--backend file"),
     ] {
         rekindle.does(&format!("restore {snapshot} {options} --name copy"))?;
         let mut listener = rekindle.follows("copy")?;
@@ -177,7 +299,7 @@ fn in_and_out(rekindle: &Rekindle) -> anyhow::Result<()> {
         // A jail's copy is the beginning of another's.
         rekindle.does("snapshot create copy --name again")?;
         rekindle.does("rm --force copy")?;
-        rekindle.does("restore again --jail --name copy")?;
+        rekindle.does("restore again --name copy")?;
         rekindle.follows("copy")?.hears("n=")?;
         rekindle.does("rm --force copy")?;
         rekindle.does("snapshot rm again")?;
@@ -197,16 +319,19 @@ fn killed(rekindle: &Rekindle) -> anyhow::Result<()> {
         &[Role::Pager],
         &[Role::Keeper, Role::Monitor, Role::Pager, Role::Firecracker],
     ] {
-        rekindle.does("restore s --jail --name copy")?;
+        rekindle.does("restore s --name copy")?;
         for role in roles {
             rekindle.one(*role)?.kill(rekindle_e2e::SOON)?;
         }
-        rekindle.tries("ps")?;
+        let said = rekindle.tries("ps")?;
+        // What nobody was left to look after is for `gc`.
+        let is_for_gc = roles.contains(&Role::Keeper);
+        ensure!(said.err.contains("rekindle gc") == is_for_gc, "{said:?}");
         rekindle.does("rm --force copy")?;
         nothing_outside(rekindle)?;
     }
     // Somebody removes a directory by hand: what is outside it is found all the same.
-    rekindle.does("restore s --jail --name copy")?;
+    rekindle.does("restore s --name copy")?;
     for role in [Role::Keeper, Role::Monitor, Role::Pager, Role::Firecracker] {
         rekindle.one(role)?.kill(rekindle_e2e::SOON)?;
     }
@@ -225,9 +350,7 @@ fn links_lead_nowhere(rekindle: &Rekindle) -> anyhow::Result<()> {
     requires_root()?;
     let guest = rekindle.guest(&counter())?;
     for name in ["mine", "yours"] {
-        rekindle.does(&format!(
-            "run {guest} --jail --vsock 3 --name {name} --detach"
-        ))?;
+        rekindle.does(&format!("run {guest} --vsock 3 --name {name} --detach"))?;
     }
     let jail = rekindle.vm("mine").join("jail");
     for socket in ["v.sock", "api.sock"] {
@@ -262,7 +385,7 @@ fn refusals(rekindle: &Rekindle) -> anyhow::Result<()> {
     requires_root()?;
     let guest = rekindle.guest(&counter())?;
     let with = |variable: &str, value: &str| -> anyhow::Result<String> {
-        let mut command = rekindle.command(&format!("run {guest} --jail --name no --detach"));
+        let mut command = rekindle.command(&format!("run {guest} --name no --detach"));
         command.env(variable, value);
         rekindle_e2e::finish(command, "run")?.refused(125)
     };

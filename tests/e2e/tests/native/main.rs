@@ -8,6 +8,7 @@ mod damage;
 mod disks;
 mod ends;
 mod foreign;
+mod full;
 mod host;
 mod huge;
 mod images;
@@ -21,6 +22,7 @@ mod networks;
 mod rehearse;
 mod remote;
 mod replay;
+mod steps;
 mod takeover;
 mod trace;
 mod travel;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         life::stories(),
         ends::stories(),
         kills::stories(),
+        steps::stories(),
+        full::stories(),
         takeover::stories(),
         input::stories(),
         damage::stories(),

@@ -231,7 +231,7 @@ fn cycles(rekindle: &Rekindle) -> anyhow::Result<()> {
     rekindle.does("snapshot create a --name base")?;
     // What it prints would be new files, and the first copy's working set is one.
     rekindle.does("pause a")?;
-    rekindle.does("restore base --jail --name first")?;
+    rekindle.does("restore base --name first")?;
     rekindle.follows("first")?.counts(3)?;
     rekindle.does("rm --force first")?;
     let before = Belongings::of(rekindle.state(), "nothing-else")?;
@@ -243,8 +243,8 @@ fn cycles(rekindle: &Rekindle) -> anyhow::Result<()> {
         // One alone would be called `c`.
         let names: Vec<String> = (1..=count).map(|n| format!("c-{n}")).collect();
         match count {
-            1 => rekindle.does("restore base --jail --name c-1")?,
-            _ => rekindle.does(&format!("restore base --jail --name c --count {count}"))?,
+            1 => rekindle.does("restore base --name c-1")?,
+            _ => rekindle.does(&format!("restore base --name c --count {count}"))?,
         };
         ensure!(things(rekindle)? as u64 == 2 + 2 * count);
         for name in &names {
@@ -283,8 +283,8 @@ fn kills(rekindle: &Rekindle) -> anyhow::Result<()> {
     let at = Moments {
         times: kill_count(),
         within: Duration::from_millis(250),
-        boots: "--net nat --publish 8080:80 --jail",
-        copies: "--jail",
+        boots: "--net nat --publish 8080:80",
+        copies: "",
     };
     at.play(rekindle, |rekindle| {
         ensure!(

@@ -12,7 +12,7 @@ use rekindle_engine::Engine;
 use rekindle_engine::programs::Programs;
 use rekindle_engine::store::Root;
 use rekindle_engine::vm::rehearse::{Ending, RehearseConfig};
-use rekindle_kit::processes::Process;
+use rekindle_kit::processes::{self, Process};
 use rekindle_kit::require::requires_root;
 use rekindle_kit::story::Story;
 use serde_json::Value;
@@ -70,10 +70,13 @@ fn is_rehearsal(path: &Path) -> bool {
 
 /// The processes of rehearsals.
 fn processes(rekindle: &Rekindle) -> anyhow::Result<Vec<(Role, Process)>> {
+    let mut theirs = Vec::new();
+    for place in places(rekindle)? {
+        theirs.extend(processes::naming(&place)?);
+    }
     let mut found = rekindle.processes()?;
     found.retain(|(_, process)| {
-        let works_in = fs::read_link(format!("/proc/{}/cwd", process.pid()));
-        process.command().contains(" rehearsal-") || works_in.is_ok_and(|dir| is_rehearsal(&dir))
+        process.command().contains(" rehearsal-") || theirs.contains(process)
     });
     Ok(found)
 }

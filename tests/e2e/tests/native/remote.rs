@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rekindle_e2e::s3::{Fault, Line, S3, SECRET};
-use rekindle_e2e::{Rekindle, Role, until};
+use rekindle_e2e::{Rekindle, Role, finish, until};
 use rekindle_kit::dice::setting;
 use rekindle_kit::guest::Guest;
 use rekindle_kit::story::Story;
@@ -32,6 +32,14 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "a copy runs from an object store, and the next one fetches nothing",
             by_url,
+        ),
+        story(
+            "what a copy from an object store touched is there for the next one",
+            learns,
+        ),
+        story(
+            "credentials are with who fetches, and with nobody who serves a guest otherwise",
+            credentials,
         ),
         story(
             "a copy from an object store is the base of a diff only where its parent is",
@@ -122,6 +130,22 @@ fn no_secret(rekindle: &Rekindle) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// All its threads, also those that fetch: no capability but CAP_KILL, of root, and filters of system calls.
+fn is_confined(pager: i32) -> anyhow::Result<()> {
+    let threads: Vec<_> = fs::read_dir(format!("/proc/{pager}/task"))?
+        .flatten()
+        .collect();
+    ensure!(threads.len() > 1, "nothing fetches");
+    for thread in threads {
+        let status = fs::read_to_string(thread.path().join("status"))?;
+        let has = |line: &str| status.lines().any(|other| other == line);
+        let capabilities = ["CapEff:\t0000000000000020", "CapEff:\t0000000000000000"];
+        let confined = capabilities.into_iter().any(has) && has("Seccomp:\t2");
+        ensure!(confined && has("NoNewPrivs:\t1"), "{status}");
+    }
+    Ok(())
+}
+
 fn by_url(rekindle: &Rekindle) -> anyhow::Result<()> {
     lineage(rekindle)?;
     learn(rekindle, "later")?;
@@ -144,6 +168,7 @@ fn by_url(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     goes_on(&elsewhere, "one")?;
     no_secret(&elsewhere)?;
+    is_confined(elsewhere.one(Role::Pager)?.pid())?;
     let told = elsewhere.tells("inspect one")?;
     ensure!(
         told["pager"]["fetched_bytes"].as_u64() > Some(0)
@@ -181,6 +206,86 @@ fn by_url(rekindle: &Rekindle) -> anyhow::Result<()> {
     );
     elsewhere.does("rm --force one two")?;
     elsewhere.leaves_nothing()
+}
+
+fn learns(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(LATENCY), &pattern())?;
+    let elsewhere = Rekindle::new()?;
+    let replayed = |name: &str, options: &str| -> anyhow::Result<u64> {
+        let line = format!("restore {url} --name {name} {options}");
+        tries(&elsewhere, &s3, &line)?.done()?;
+        goes_on(&elsewhere, name)?;
+        let told = elsewhere.tells(&format!("inspect {name}"))?;
+        // The last words of its page server are what it recorded.
+        elsewhere.does(&format!("stop {name} --grace 0"))?;
+        told["pager"]["replayed"].as_u64().context("a count")
+    };
+    ensure!(replayed("silent", "--no-record")? == 0);
+    ensure!(replayed("first", "")? == 0, "nobody had touched anything");
+    ensure!(replayed("second", "")? > 1000);
+    // One that is damaged is none.
+    let set = fs::read_dir(elsewhere.state().join("cache"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().contains("/set-"))
+        .context("a set")?;
+    fs::write(&set, "no set")?;
+    ensure!(replayed("third", "")? == 0);
+    ensure!(replayed("fourth", "")? > 1000);
+    elsewhere.leaves_nothing()
+}
+
+/// The environment of a process.
+fn environment(pid: &Value) -> anyhow::Result<String> {
+    let pid = pid["pid"].as_u64().context("a pid")?;
+    let environment = fs::read(format!("/proc/{pid}/environ"))?;
+    Ok(String::from_utf8_lossy(&environment).into_owned())
+}
+
+fn credentials(rekindle: &Rekindle) -> anyhow::Result<()> {
+    let (s3, url) = pushed(rekindle, Line::of(Duration::ZERO), &pattern())?;
+    let starts = |line: &str| {
+        let mut command = rekindle.command(line);
+        s3.known_to(&mut command)
+            .env("AZURE_STORAGE_ACCOUNT_KEY", SECRET)
+            .env("GOOGLE_SERVICE_ACCOUNT_KEY", SECRET);
+        finish(command, line)?.done()
+    };
+    let guest = rekindle.guest(&pattern())?;
+    let lines = [
+        format!("run {guest} --detach --name booted"),
+        "restore base --no-jail --name near".to_owned(),
+        format!("restore {url} --no-jail --name far"),
+        // As root, in a jail.
+        format!("restore {url} --name jailed"),
+    ];
+    for line in lines {
+        starts(&line)?;
+        let name = line.rsplit(' ').next().context("a name")?;
+        goes_on(rekindle, name)?;
+        let told = rekindle.tells(&format!("inspect {name}"))?;
+        let firecracker = environment(&told["firecracker"])?;
+        ensure!(firecracker.is_empty(), "{line}: {firecracker}");
+        if told["pager"].is_null() {
+            continue;
+        }
+        // A successor has what the first one had.
+        for _ in 0..2 {
+            let pager = rekindle.tells(&format!("inspect {name}"))?["pager"].clone();
+            let environment = environment(&pager)?;
+            let fetches = line.contains("s3://");
+            ensure!(environment.contains(SECRET) == fetches, "{line}");
+            ensure!(fetches || environment.is_empty(), "{line}: {environment}");
+            let pid = i32::try_from(pager["pid"].as_i64().context("a pid")?)?;
+            kill_process(Pid::from_raw(pid).context("a pid")?, Signal::KILL)?;
+            until("another one serves", || {
+                let now = rekindle.tells(&format!("inspect {name}"))?;
+                Ok(now["pager"]["pid"].is_u64() && now["pager"]["pid"] != pager["pid"])
+            })?;
+        }
+        goes_on(rekindle, name)?;
+        rekindle.does(&format!("rm --force {name}"))?;
+    }
+    rekindle.does("rm --force booted").map(drop)
 }
 
 fn a_diff_of_it(rekindle: &Rekindle) -> anyhow::Result<()> {

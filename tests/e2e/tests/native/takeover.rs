@@ -19,6 +19,7 @@ use rekindle_kit::dice::{Dice, setting};
 use rekindle_kit::guest::Guest;
 use rekindle_kit::processes::Process;
 use rekindle_kit::story::Story;
+use rekindle_pager::Live;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -195,8 +196,13 @@ fn restoring(rekindle: &Rekindle, until: &str) -> anyhow::Result<Child> {
     let mut verb = rekindle.command("restore base --name copy");
     let mut verb = verb.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let file = rekindle.vm("copy").join(until);
+    // A state is one once the handshake is had.
+    let is_there = || match until {
+        "pager.state" => Live::open(&file).is_ok(),
+        _ => file.exists(),
+    };
     let deadline = Instant::now() + SOON;
-    while !file.exists() && verb.try_wait()?.is_none() {
+    while !is_there() && verb.try_wait()?.is_none() {
         ensure!(Instant::now() < deadline, "{until} never came");
         std::hint::spin_loop();
     }

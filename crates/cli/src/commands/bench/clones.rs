@@ -11,6 +11,7 @@ use rekindle_engine::net;
 use rekindle_engine::net::plan::Nat;
 use rekindle_engine::net::policy::Policy;
 use rekindle_engine::store::{Snapshot, VmName};
+use rekindle_engine::vm::config::Isolation;
 use rekindle_engine::vm::restore::RestoreConfig;
 use serde::Serialize;
 
@@ -156,12 +157,13 @@ fn kinds() -> Result<Vec<Kind>> {
 
 impl Kind {
     fn config(self, name: VmName) -> RestoreConfig {
-        let mut config = RestoreConfig::new(name).no_record();
+        let isolation = match self.jail {
+            true => Isolation::Jailed,
+            false => Isolation::None,
+        };
+        let mut config = RestoreConfig::new(name).no_record().isolation(isolation);
         if self.network {
             config = config.network(Nat::new(Policy::default()));
-        }
-        if self.jail {
-            config = config.jailed();
         }
         config
     }

@@ -2,6 +2,7 @@
 
 mod clones;
 mod contender;
+mod deep;
 mod exec;
 mod faults;
 mod floor;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rekindle_engine::bucket::{self, Location, Patience};
 use rekindle_engine::remote::{Remote, RemoteConfig};
-use rekindle_engine::store::manifest::{Devices, Kind};
-use rekindle_engine::store::{Manifest, ManifestParts, Root, Snapshot};
+use rekindle_engine::store::manifest::Kind;
+use rekindle_engine::store::{Root, Snapshot};
 use rekindle_engine::vm::config::BootConfig;
 use rekindle_engine::vm::dir::{PAGER_STATE, SERIAL};
 use rekindle_engine::vm::restore::RestoreConfig;
@@ -20,6 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::super::{Context, block_on};
+use super::deep::{DEPTH, deepened, parts};
 use super::guest::{self, GATE, Guest};
 use super::machine::Place;
 use super::race::{Ratio, print_ratios};
@@ -43,6 +44,7 @@ use crate::output;
 ///
 ///   raw, packed        restored from the unpacked snapshot, and from the packed one in the directory; once more as it was
 ///                      packed before anything was recorded, so that each page comes with neighbours that nobody wants
+///   raw, 64 deep       the unpacked one, with its memory spread over a chain of 64, neighbours in different snapshots
 ///
 /// Give it a store that takes some time for each request:
 ///
@@ -79,6 +81,7 @@ struct Table {
     requests: Samples,
     fetched_again: Samples,
     raw: Served,
+    deep: Served,
     packed: Served,
     unlearnt: Served,
 }
@@ -110,6 +113,7 @@ struct Report {
     fetched_requests: Spread,
     second_fetched_bytes: Spread,
     raw: ServedSpread,
+    deep: ServedSpread,
     packed: ServedSpread,
     unlearnt: ServedSpread,
     ratios: Vec<Ratio>,
@@ -149,6 +153,10 @@ impl Remotely {
         let snapshot = take(&home, place, guest).await?;
         let id = snapshot.id().to_string();
         push(&home, &id, &unlearnt).await?;
+        let deep = {
+            let (home, flat) = (home.clone(), home.snapshot(&id)?);
+            spawn_blocking(move || deepened(&home, &flat)).await??
+        };
         // This one is recorded.
         copy(&home, &id, Instant::now(), Ahead::Nothing).await?;
         for store in [&packed, &self.store] {
@@ -180,6 +188,8 @@ impl Remotely {
             let of = |ahead| copy(&home, &id, Instant::now(), ahead);
             table.raw.add(&of(Ahead::Nothing).await?);
             table.raw.add_replayed(&of(Ahead::Replay).await?)?;
+            let waited = copy(&home, &deep, Instant::now(), Ahead::Nothing).await?;
+            table.deep.add(&waited);
             let of = |ahead| remote_copy(&home, &packed, &id, ahead);
             table.packed.add(&of(Ahead::Nothing).await?);
             table.packed.add_replayed(&of(Ahead::Replay).await?)?;
@@ -201,6 +211,11 @@ impl Remotely {
             Ratio::of("bytes fetched, index and all / working set", &all, &sets).at_most(1.25),
             Ratio::of("first copy / pull and restore", &table.first, &table.pulled).at_most(0.2),
             Ratio::of("second copy / first copy", &table.second, &table.first),
+            Ratio::of(
+                "p50 of a fault, raw, in a chain / flat",
+                &table.deep.fault,
+                &table.raw.fault,
+            ),
             Ratio::of(
                 "p50 of a fault, packed / raw",
                 &table.packed.fault,
@@ -232,6 +247,7 @@ impl Remotely {
             fetched_requests: table.requests.spread(),
             second_fetched_bytes: table.fetched_again.spread(),
             raw: table.raw.spread(),
+            deep: table.deep.spread(),
             packed: table.packed.spread(),
             unlearnt: table.unlearnt.spread(),
             ratios,
@@ -355,26 +371,7 @@ fn opened(engine: &Engine, shut: &Snapshot) -> Result<Snapshot> {
     let memory = File::options().write(true).open(draft.memory_path())?;
     memory.write_all_at(&[1], GATE.into())?;
     fill_with_noise(&memory)?;
-    let Manifest {
-        firecracker,
-        host,
-        machine,
-        boot,
-        memory,
-        notes,
-        ..
-    } = shut.manifest().clone();
-    Ok(draft.publish(ManifestParts {
-        kind: Kind::Full,
-        firecracker,
-        host,
-        machine,
-        boot,
-        devices: Devices::default(),
-        memory,
-        removed: Vec::new(),
-        notes,
-    })?)
+    Ok(draft.publish(parts(shut.manifest(), Kind::Full))?)
 }
 
 /// From 32 MiB on, where no code is: xorshift, which no compressor knows.
@@ -486,6 +483,7 @@ impl Report {
             ],
             &[
                 row("raw", &self.raw),
+                row(&format!("raw, {DEPTH} deep"), &self.deep),
                 row("packed", &self.packed),
                 row("packed, nothing recorded", &self.unlearnt),
             ],

@@ -3,16 +3,17 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use rekindle_engine::Engine;
 use rekindle_engine::store::Snapshot;
-use rekindle_engine::vm::config::Backend;
+use rekindle_engine::vm::config::{Backend, Isolation};
 use rekindle_engine::vm::restore::RestoreConfig;
 use rekindle_firecracker::Client;
 use serde::Serialize;
 
 use super::super::{Context, block_on, this_program};
 use super::floor::{self, Steps};
+use super::machine::Place;
 use super::memory::{PrivateDirty, private_dirty};
 use super::raw::{Raw, micros};
 use super::stats::{Samples, Summary};
@@ -49,6 +50,7 @@ struct Table {
     jailed: StepSamples,
     beside: StepSamples,
     command: Samples,
+    command_jailed: Samples,
     keeper_kib: Samples,
     monitor_kib: Samples,
     pager_kib: Samples,
@@ -78,6 +80,9 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     library_beside: Option<StepSummary>,
     command: Summary,
+    /// As it is unless `--no-jail` is said; absent where there can be no jail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_jailed: Option<Summary>,
     /// Median of the library's total divided by the floor's.
     library_over_floor: f64,
     /// Median of the library's total with the File backend divided by that with UFFD.
@@ -138,6 +143,7 @@ struct Round {
     jailed: Option<Steps>,
     beside: Option<Steps>,
     command: f64,
+    command_jailed: Option<f64>,
     memory: PrivateDirty,
     client_call: f64,
     raw_call: f64,
@@ -150,24 +156,33 @@ async fn one_round(
     round: u32,
 ) -> Result<Round> {
     let programs = engine.programs();
-    let dir = tempdir(engine)?;
-    let floor = floor::restore(&programs.firecracker, &programs.rekindle, snapshot, &dir);
-    std::fs::remove_dir_all(&dir)?;
+    let place = Place::of(engine)?;
+    let floor = floor::restore(
+        &programs.firecracker,
+        &programs.rekindle,
+        snapshot,
+        place.dir(),
+    );
+    drop(place);
     let config = || -> Result<RestoreConfig> {
         let name = format!("bench-{}-{round}", std::process::id()).parse()?;
-        Ok(RestoreConfig::new(name))
+        Ok(RestoreConfig::new(name).isolation(Isolation::None))
     };
     let uffd = library(engine, snapshot, config()?).await?;
     let file = library(engine, snapshot, config()?.backend(Backend::File)).await?;
     let jailed = match engine.check_jail() {
-        Ok(()) => Some(library(engine, snapshot, config()?.jailed()).await?),
+        Ok(()) => Some(library(engine, snapshot, config()?.isolation(Isolation::Jailed)).await?),
         Err(_) => None,
     };
     let beside = match beside {
         Some(other) => Some(library(engine, other, config()?).await?),
         None => None,
     };
-    let (command, memory) = person(engine, snapshot, round)?;
+    let (command, memory) = person(engine, snapshot, round, &["--no-jail"])?;
+    let command_jailed = match jailed {
+        Some(_) => Some(person(engine, snapshot, round, &[])?.0),
+        None => None,
+    };
     let (client_call, raw_call) = calls(engine, snapshot, round).await?;
     Ok(Round {
         floor: floor?,
@@ -176,19 +191,11 @@ async fn one_round(
         jailed,
         beside,
         command,
+        command_jailed,
         client_call,
         raw_call,
         memory,
     })
-}
-
-fn tempdir(engine: &Engine) -> Result<std::path::PathBuf> {
-    let dir = engine
-        .root()
-        .tmp()
-        .join(format!("bench-{}", std::process::id()));
-    std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Ok(dir)
 }
 
 /// What a program that links the library sees. The page server gets the same head start as the floor's.
@@ -216,7 +223,12 @@ async fn library(engine: &Engine, snapshot: &Snapshot, config: RestoreConfig) ->
 }
 
 /// What a person sees: from the exec of `rekindle restore` to its end, when the guest runs.
-fn person(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<(f64, PrivateDirty)> {
+fn person(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    round: u32,
+    flags: &[&str],
+) -> Result<(f64, PrivateDirty)> {
     let name = format!("bench-{}-{round}", std::process::id());
     let run = |args: &[&str]| -> Result<()> {
         let status = Command::new(this_program()?)
@@ -235,7 +247,7 @@ fn person(engine: &Engine, snapshot: &Snapshot, round: u32) -> Result<(f64, Priv
     };
     let id = snapshot.id().to_string();
     let begun = Instant::now();
-    run(&["restore", &id, "--name", &name])?;
+    run(&[&["restore", &id, "--name", &name], flags].concat())?;
     let took = micros(begun);
     let memory = private_dirty(engine.root(), &name.parse()?);
     run(&["rm", "--force", &name])?;
@@ -277,6 +289,9 @@ impl Table {
             self.beside.add(beside);
         }
         self.command.push(round.command);
+        if let Some(jailed) = round.command_jailed {
+            self.command_jailed.push(jailed);
+        }
         self.keeper_kib.push(round.memory.keeper);
         self.monitor_kib.push(round.memory.monitor);
         self.pager_kib.push(round.memory.pager);
@@ -297,6 +312,7 @@ impl Table {
             jail_adds_us: (self.jailed.call.len() > 0)
                 .then(|| self.jailed.call.difference(&self.uffd.call)),
             command: self.command.summary(),
+            command_jailed: (self.command_jailed.len() > 0).then(|| self.command_jailed.summary()),
             library_over_floor: self.uffd.total.ratio(&self.floor.total),
             file_over_uffd: self.file.total.ratio(&self.uffd.total),
             command_less_library_us: self.command.difference(&self.uffd.call),
@@ -354,14 +370,13 @@ impl Report {
         if let Some(beside) = &self.library_beside {
             rows.push(row("library, uffd, the other", beside));
         }
-        rows.push([
-            "rekindle restore".to_owned(),
-            none(),
-            none(),
-            none(),
-            none(),
-            cell(self.command),
-        ]);
+        let mut whole = |what: &str, call| {
+            rows.push([what.to_owned(), none(), none(), none(), none(), cell(call)]);
+        };
+        whole("rekindle restore --no-jail", self.command);
+        if let Some(jailed) = self.command_jailed {
+            whole("rekindle restore", jailed);
+        }
         output::table(
             [
                 "",

@@ -54,7 +54,10 @@ impl Host {
 
 /// Looks at everything on the list.
 pub(super) fn findings(host: &Host, programs: Option<&Programs>, vms: &[Running]) -> Vec<Finding> {
-    let mut found = vec![kernel::seccomp(host)];
+    let mut found = vec![
+        kernel::seccomp(host),
+        kernel::page_servers(rekindle_pager::landlock_works()),
+    ];
     found.extend(programs.map(programs::jailer));
     found.push(vms::users(vms));
     found.extend(programs.map(|found| programs::owners(&found.firecracker)));

@@ -104,7 +104,7 @@ impl Limits {
         *self == Limits::default()
     }
 
-    pub(super) fn let_nothing_through(&self) -> bool {
+    pub(crate) fn let_nothing_through(&self) -> bool {
         self.bytes_per_second == Some(0) || self.operations_per_second == Some(0)
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::jail::Isolation;
 use crate::net::plan::Nat;
-use crate::vm::config::{Backend, DirtyPages};
+use crate::vm::config::{Backend, DirtyPages, Limits};
 use crate::vm::metadata::Metadata;
 use crate::vm::record::Purpose;
 use crate::vm::wake::WakeConfig;
@@ -47,6 +47,9 @@ pub struct RestoreConfig {
     /// Whether Firecracker is jailed, whatever the snapshot's was.
     #[serde(default)]
     pub isolation: Isolation,
+    /// What a jailed Firecracker may read from and write to the disk that its VM is on, each.
+    #[serde(default)]
+    pub host_io: Limits,
     /// What its guest may ask the metadata service for, if it had that service; nothing if absent. It is written nowhere.
     #[serde(skip)]
     pub metadata: Option<Metadata>,
@@ -170,7 +173,8 @@ impl RestoreConfig {
             record: Recording::default(),
             network: Network::default(),
             wake: wakes(),
-            isolation: Isolation::None,
+            isolation: Isolation::of_this_user(),
+            host_io: Limits::default(),
             metadata: None,
             purpose: Purpose::default(),
             ttl: None,
@@ -183,9 +187,16 @@ impl RestoreConfig {
         self
     }
 
-    /// Locks Firecracker in a jail, with a user of its own. Takes root.
-    pub fn jailed(mut self) -> Self {
-        self.isolation = Isolation::Jailed;
+    /// Sets whether Firecracker is locked in a jail, which takes root. Root's is, unless this is said.
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// Limits what a jailed Firecracker may read from and write to the disk that its VM is on, each: its drives, and the
+    /// snapshots that it writes.
+    pub fn host_io(mut self, limits: Limits) -> Self {
+        self.host_io = limits;
         self
     }
 

@@ -25,6 +25,22 @@ pub(super) fn seccomp(host: &Host) -> Finding {
     }
 }
 
+/// A page server reads what a guest's Firecracker says, and so is confined.
+pub(super) fn page_servers(landlock: bool) -> Finding {
+    if landlock {
+        return Finding::good(
+            "page servers",
+            "each has its own filters, opens no file (Landlock), and is a user of its own under root",
+        );
+    }
+    Finding::advice(
+        "page servers",
+        "each has its own filters and is a user of its own under root; this kernel has no Landlock beside that, which \
+         keeps those that fetch memory from afar from other files",
+        "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among lsm= on its command line",
+    )
+}
+
 /// What KVM says of a guest goes to the host's console, and a slow one holds up the kernel.
 pub(super) fn console(host: &Host) -> Finding {
     let levels = host.says("proc/sys/kernel/printk").unwrap_or_default();

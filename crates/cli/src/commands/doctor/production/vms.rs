@@ -30,7 +30,7 @@ pub(super) fn users(vms: &[Running]) -> Finding {
         Some(shared) => Finding::advice(
             "users",
             shared,
-            "as root: --jail, or REKINDLE_JAIL=1; else a user and a state directory (--root) for each tenant",
+            "as root: no --no-jail, no REKINDLE_NO_JAIL; else a user and a state directory (--root) for each tenant",
         ),
     }
 }
