@@ -11,6 +11,7 @@ use rekindle_agent::{
 
 use crate::Place;
 use crate::freeze::Freezer;
+use crate::log::say;
 use crate::peer::Peer;
 use crate::session::Session;
 use crate::sessions::Sessions;
@@ -41,12 +42,16 @@ pub(crate) fn attend(guest: &Arc<Guest>, peer: Peer) {
     let guest = guest.clone();
     let serve = move || {
         if let Err(error) = serve(&guest, peer) {
-            eprintln!("rekindle-agent: a caller was hung up on: {error}");
+            say(format_args!(
+                "rekindle-agent: a caller was hung up on: {error}"
+            ));
         }
     };
     let started = thread::Builder::new().name("caller".into()).spawn(serve);
     if let Err(error) = started {
-        eprintln!("rekindle-agent: no thread for a caller: {error}");
+        say(format_args!(
+            "rekindle-agent: no thread for a caller: {error}"
+        ));
     }
 }
 

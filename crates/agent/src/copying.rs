@@ -10,12 +10,14 @@ use std::process::ExitCode;
 use rekindle_agent::Transfer;
 use rekindle_archive::{pack, unpack};
 
+use crate::log::say;
+
 /// Does it, and says why if it cannot be done.
 pub(crate) fn run(transfer: &Transfer) -> ExitCode {
     match copy(transfer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", with_causes(&*error));
+            say(with_causes(&*error));
             ExitCode::FAILURE
         }
     }

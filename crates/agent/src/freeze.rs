@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rekindle_agent::{Quiesce, Quiesced, Refusal, Why};
 use rustix::fs::makedev;
 
+use crate::log::say;
 use crate::sys;
 use crate::wake::micros;
 
@@ -145,7 +146,9 @@ impl Freezer {
         // The last first: it may be on the one before.
         while let Some(file) = held.frozen.pop() {
             if let Err(error) = sys::thaw(&file) {
-                eprintln!("rekindle-agent: cannot thaw a file system: {error}");
+                say(format_args!(
+                    "rekindle-agent: cannot thaw a file system: {error}"
+                ));
             }
         }
         self.changed.notify_all();
@@ -156,8 +159,10 @@ impl Freezer {
         while !held.over && held.turn == turn {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 drop(held);
-                eprintln!("rekindle-agent: nobody thawed the file systems in time");
-                return self.thaw();
+                self.thaw();
+                // After it: the console may stand still, too.
+                say("rekindle-agent: nobody thawed the file systems in time");
+                return;
             };
             let waited = self.changed.wait_timeout(held, left);
             held = waited.unwrap_or_else(PoisonError::into_inner).0;

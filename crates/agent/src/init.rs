@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
 
+use crate::log::say;
 use crate::sessions::Sessions;
 
 /// How long programs may take to end once they got SIGTERM.
@@ -51,6 +52,8 @@ pub(crate) fn shut_down(sessions: &Sessions) {
         let _ = rustix::mount::mount_remount(mounted, MountFlags::RDONLY, "");
     }
     if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {
-        eprintln!("rekindle-agent: cannot restart the machine: {error}");
+        say(format_args!(
+            "rekindle-agent: cannot restart the machine: {error}"
+        ));
     }
 }

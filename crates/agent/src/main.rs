@@ -6,10 +6,14 @@
 //!                                         one thread │ waits for all programs
 //! ```
 
+// It panics where the console takes nothing; `log.rs` has what does not.
+#![deny(clippy::print_stderr)]
+
 mod connection;
 mod copying;
 mod freeze;
 mod init;
+mod log;
 mod peer;
 mod program;
 mod session;
@@ -28,6 +32,7 @@ use std::time::Duration;
 use rekindle_agent::{PORT, Transfer};
 
 use crate::connection::Guest;
+use crate::log::say;
 use crate::peer::Listener;
 use crate::sessions::Sessions;
 
@@ -67,7 +72,7 @@ enum Place {
 }
 
 fn wrong_usage() -> ExitCode {
-    eprintln!("{USAGE}");
+    say(USAGE);
     ExitCode::from(2)
 }
 
@@ -76,7 +81,7 @@ fn serve(listener: io::Result<Listener>, place: Place) -> ExitCode {
     match listener.and_then(|listener| begin(&guest.sessions, place).map(|()| listener)) {
         Ok(listener) => accept(&guest, &listener),
         Err(error) => {
-            eprintln!("rekindle-agent: cannot begin: {error}");
+            say(format_args!("rekindle-agent: cannot begin: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -94,7 +99,9 @@ fn begin(sessions: &Arc<Sessions>, place: Place) -> io::Result<()> {
         .name("reaper".into())
         .spawn(move || {
             if let Err(error) = waits.reap() {
-                eprintln!("rekindle-agent: cannot wait for programs: {error}");
+                say(format_args!(
+                    "rekindle-agent: cannot wait for programs: {error}"
+                ));
                 std::process::exit(1);
             }
         })?;
@@ -114,7 +121,7 @@ fn accept(guest: &Arc<Guest>, listener: &Listener) -> ExitCode {
             Ok(peer) => connection::attend(guest, peer),
             // A caller that is gone again, or a guest that is out of descriptors for now.
             Err(error) => {
-                eprintln!("rekindle-agent: a caller was lost: {error}");
+                say(format_args!("rekindle-agent: a caller was lost: {error}"));
                 thread::sleep(PAUSE);
             }
         }

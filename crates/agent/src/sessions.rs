@@ -173,9 +173,6 @@ impl Sessions {
             .collect();
         drop(all);
         orphans.sort_by_key(|orphan| orphan.pid);
-        for Orphan { session, pid, .. } in &orphans {
-            eprintln!("rekindle-agent: the program {pid} lost its caller, session {session}");
-        }
         orphans
     }
 

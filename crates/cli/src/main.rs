@@ -1,5 +1,7 @@
 //! The program `rekindle`: one file a verb in `commands`, and the hidden `monitor`.
 #![forbid(unsafe_code)]
+// It panics where standard error takes nothing; `output::say` does not.
+#![deny(clippy::print_stderr)]
 
 mod attach;
 mod commands;

@@ -1,12 +1,18 @@
 //! What verbs print: lines for people, JSON for programs, aligned columns for both eyes.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+
+/// Says a line on standard error. Nobody listens to one that cannot be written to, and what was to be done is done all the same.
+pub(crate) fn say(what: impl Display) {
+    let _ = io::stderr().write_all(format!("rekindle: {what}\n").as_bytes());
+}
 
 /// Prints one line.
 pub(crate) fn line(text: impl AsRef<str>) -> Result<()> {
@@ -58,7 +64,7 @@ pub(crate) fn waiting(what: impl Into<Cow<'static, str>>) -> Waiting {
             Waiting(Some(bar))
         }
         Screen::Lines => {
-            eprintln!("rekindle: {what}");
+            say(&what);
             Waiting(None)
         }
         Screen::None => Waiting(None),

@@ -1,6 +1,6 @@
 //! The terminal that this program was started on.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context as _, Result};
 use rekindle_engine::agent::Size;
@@ -33,7 +33,7 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-            eprintln!();
+            let _ = writeln!(io::stderr());
         }
     }
 }

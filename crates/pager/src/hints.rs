@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rekindle_store::file::open_regular;
 use rekindle_store::working_set::read_opened;
 
+use crate::log::say;
 use crate::plan::Plan;
 use crate::prefetch::Replay;
 use crate::record::{Outlet, Recorder};
@@ -44,7 +45,7 @@ impl Hints {
         let page_size = regions.page_size();
         let set = self.replay.and_then(|(file, path)| {
             read_opened(file, &path, page_size.bytes(), regions.pages())
-                .inspect_err(|error| eprintln!("cannot replay {}: {error}", path.display()))
+                .inspect_err(|error| say(format_args!("cannot replay {}: {error}", path.display())))
                 .ok()
         });
         let replay = set.map(|set| Replay::of(&set, page_size));
@@ -61,7 +62,7 @@ fn open(path: &Path) -> Option<(File, PathBuf)> {
         Ok(file) => Some((file, path.into())),
         Err(error) if error.is_not_found() => None,
         Err(error) => {
-            eprintln!("cannot replay {}: {error}", path.display());
+            say(format_args!("cannot replay {}: {error}", path.display()));
             None
         }
     }
@@ -80,10 +81,10 @@ fn outlet(
     match create(&left) {
         Ok(left) => Some(Outlet::Owner { left, sign }),
         Err(error) => {
-            eprintln!(
+            say(format_args!(
                 "cannot leave what is touched in {}: {error}",
                 left.display()
-            );
+            ));
             None
         }
     }

@@ -23,6 +23,8 @@
 
 // Unsafe code is in `sys.rs` alone; `forbid` would not let it.
 #![deny(unsafe_code)]
+// It panics where the log takes nothing; `log.rs` has what does not.
+#![deny(clippy::print_stderr)]
 
 mod adopt;
 mod around;
@@ -36,6 +38,7 @@ mod hints;
 mod histogram;
 mod layer;
 mod live;
+mod log;
 mod packed;
 mod plan;
 mod prefetch;

@@ -34,6 +34,7 @@ use rustix::io::Errno;
 
 use crate::backoff::Backoff;
 use crate::cold::Readers;
+use crate::log::say;
 use crate::prefetch::{Replay, Zeros};
 use crate::record::Recorder;
 use crate::source::{Backing, Content};
@@ -403,7 +404,7 @@ impl Server {
             && let Err(error) = recorder.write(self.state.age())
         {
             // The next run is slower; this one is none the worse.
-            eprintln!("cannot record the working set: {error}");
+            say(format_args!("cannot record the working set: {error}"));
         }
     }
 

@@ -7,11 +7,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How often a process is looked at, a millisecond apart, until it has a command line.
+const LOOKS: u32 = 1000;
 
 /// A process, as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +95,7 @@ pub fn naming(directory: &Path) -> io::Result<Vec<Process>> {
         // One that ends while it is looked at is not there.
         if pid != own
             && (names(&proc(pid), directory) || is_in(&proc(pid), &jails))
-            && let Ok(command) = command(&proc(pid))
+            && let Some(command) = settled_command(&proc(pid))?
         {
             found.push(Process { pid, command });
         }
@@ -147,6 +151,36 @@ fn command(proc: &Path) -> io::Result<String> {
     Ok(words.join(" ").trim_end().to_owned())
 }
 
+/// The command line of a process that has not ended. While it becomes another program, and once it has ended, there is none to read:
+/// the one passes, the other is told.
+fn settled_command(proc: &Path) -> io::Result<Option<String>> {
+    for _ in 0..LOOKS {
+        match command(proc) {
+            Ok(command) if command.is_empty() => {}
+            Ok(command) => return Ok(Some(command)),
+            Err(_) => return Ok(None),
+        }
+        if has_ended(proc) {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::other(format!(
+        "{} has no command line and does not end",
+        proc.display()
+    )))
+}
+
+/// Whether it is gone, or only waits for its parent to ask for it.
+fn has_ended(proc: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(proc.join("stat")) else {
+        return true;
+    };
+    // The name before it may have anything in it, also parentheses.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_none_or(|state| state.starts_with(['Z', 'X']))
+}
+
 fn ends(pidfd: &OwnedFd, within: Duration) -> io::Result<bool> {
     let within = Timespec::try_from(within).map_err(io::Error::other)?;
     let mut ready = [PollFd::new(pidfd, PollFlags::IN)];
@@ -158,9 +192,10 @@ fn ends(pidfd: &OwnedFd, within: Duration) -> io::Result<bool> {
 mod tests {
     use std::path::Path;
     use std::process::{Command, Stdio};
+    use std::thread;
     use std::time::Duration;
 
-    use super::{contains, naming};
+    use super::{contains, naming, settled_command};
     use crate::fixture::TempRoot;
 
     #[test]
@@ -188,5 +223,38 @@ mod tests {
         child.wait().unwrap();
         assert!(found[0].ends(Duration::ZERO).unwrap());
         assert_eq!(naming(root.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_process_that_ends_or_becomes_another_program_is_never_found_without_its_command_line() {
+        let root = TempRoot::new().unwrap();
+        let script = "exec sh -c 'exec sh -c \"exec sleep 0.01\"'";
+        for _ in 0..20 {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .current_dir(root.path())
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap();
+            while child.try_wait().unwrap().is_none() {
+                for found in naming(root.path()).unwrap() {
+                    assert_ne!(found.command(), "");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_has_ended_and_was_not_asked_for_is_not_there() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let process = super::proc(child.id().try_into().unwrap());
+        while !super::has_ended(&process) {
+            thread::yield_now();
+        }
+        assert_eq!(settled_command(&process).unwrap(), None);
+        child.wait().unwrap();
+        assert_eq!(settled_command(&process).unwrap(), None);
+        let own = super::proc(std::process::id().try_into().unwrap());
+        assert!(settled_command(&own).unwrap().is_some());
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{Context, block_on};
 use crate::monitor::truth::{Truth, look};
+use crate::output;
 use crate::serial::follow;
 use crate::terminal::RawTerminal;
 
@@ -46,10 +47,10 @@ impl Console {
         }
         let input = open_input(&dir)?;
         if io::stdin().is_terminal() {
-            eprintln!(
-                "rekindle: connected to {}; Ctrl-] leaves, the guest runs on",
+            output::say(format_args!(
+                "connected to {}; Ctrl-] leaves, the guest runs on",
                 self.vm
-            );
+            ));
         }
         let _raw = RawTerminal::enter()?;
         block_on(attach(&engine, &self.vm, &dir, input))

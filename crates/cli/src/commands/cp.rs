@@ -90,7 +90,7 @@ impl Cp {
             return Ok(ExitCode::from(INTERRUPTED));
         };
         for (path, what) in &tally.examples {
-            eprintln!("rekindle: left out: {path:?} is {what}");
+            output::say(format_args!("left out: {path:?} is {what}"));
         }
         match self.json {
             true => output::json(&Copied::of(&tally))?,

@@ -95,9 +95,9 @@ pub(super) fn remind(context: &Context) {
         .and_then(|engine| Report::leftovers(&engine));
     if let Ok(count @ 1..) = count {
         let things = if count == 1 { "thing is" } else { "things are" };
-        eprintln!(
-            "rekindle: {count} {things} left of what was killed or removed by hand; rekindle gc removes, gc --dry-run tells"
-        );
+        output::say(format_args!(
+            "{count} {things} left of what was killed or removed by hand; rekindle gc removes, gc --dry-run tells"
+        ));
     }
 }
 

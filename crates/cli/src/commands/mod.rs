@@ -246,7 +246,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("rekindle: {e:#}");
+            output::say(format_args!("{e:#}"));
             failure
         }
     }

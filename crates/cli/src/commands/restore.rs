@@ -206,7 +206,7 @@ impl Restore {
             bail!("{}; the copies run all the same", problems.join("; "));
         }
         for problem in &problems {
-            eprintln!("rekindle: {problem}");
+            output::say(problem);
         }
         if self.json {
             output::json(&records)?;

@@ -113,5 +113,5 @@ fn let_others_read(file: &Path) -> Result<()> {
 }
 
 pub(super) fn tell(event: &Event<'_>) {
-    eprintln!("rekindle: {event}");
+    output::say(event);
 }

@@ -37,7 +37,7 @@ impl Wait {
         }
         match record.state {
             State::Failed(why) => {
-                eprintln!("rekindle: {} failed: {why}", self.vm);
+                output::say(format_args!("{} failed: {why}", self.vm));
                 Ok(ExitCode::FAILURE)
             }
             _ => Ok(ExitCode::SUCCESS),

@@ -45,11 +45,11 @@ pub(crate) fn sweep(engine: &Engine, mode: Mode) -> Result<Vec<(VmName, Standing
 
 fn judge(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Standing> {
     if !watchers(engine.root(), name)?.is_empty() {
-        return Ok(Standing::Watched);
+        return Ok(watched(dir));
     }
     let _ownership = match dir.own() {
         // A program that uses the library.
-        Err(DirError::Owned { .. }) => return Ok(Standing::Watched),
+        Err(DirError::Owned { .. }) => return Ok(watched(dir)),
         owned => owned?,
     };
     Ok(match Record::read(dir) {
@@ -62,6 +62,14 @@ fn judge(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Standing> {
         }
         Err(e) => Standing::Kept(format!("{:#}", anyhow::Error::from(e))),
     })
+}
+
+/// One that has ended is kept also while its monitor has not ended yet.
+fn watched(dir: &VmDir) -> Standing {
+    match Record::read(dir).map(|record| standing(&record, false)) {
+        Ok(kept @ Standing::Kept(_)) => kept,
+        _ => Standing::Watched,
+    }
 }
 
 /// What becomes of a VM that nobody looks after, of which something runs or nothing.

@@ -18,6 +18,8 @@ use rekindle_engine::vm::reaped::Reaped;
 use rekindle_engine::vm::record::Record;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use crate::output;
+
 /// More deaths than this within [`WINDOW`] are no accident.
 const MAX_DEATHS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(30);
@@ -46,10 +48,10 @@ pub(crate) fn run(name: &VmName, root: &Root, dir: &VmDir) -> Result<()> {
         if status.success() || (status.code().is_some() && !is_alive(dir)) {
             return Ok(());
         }
-        eprintln!(
+        output::say(format_args!(
             "the monitor of {} died ({status}), starting it again",
             dir.path().display()
-        );
+        ));
         deaths.retain(|death| death.elapsed() < WINDOW);
         deaths.push(Instant::now());
         if deaths.len() > MAX_DEATHS {

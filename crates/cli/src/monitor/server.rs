@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::protocol::{Failure, PAUSE, RESUME, SNAPSHOT, STOP, SnapshotRequest, StopRequest, VM};
+use crate::output;
 
 /// The largest body that is read.
 const MAX_BODY: usize = 64 << 10;
@@ -103,7 +104,7 @@ async fn accept(
                 // Too few descriptors or too little memory, which pass. Nothing tells when; who asked waits.
                 Err(e) => {
                     if !std::mem::replace(&mut told, true) {
-                        eprintln!("the control socket takes nobody until this passes: {e}");
+                        output::say(format_args!("the control socket takes nobody until this passes: {e}"));
                     }
                     tokio::time::sleep(RECOVERY).await;
                     continue;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::start;
 use super::watchers::watchers;
 use crate::commands::block_on;
+use crate::output;
 
 /// How long a keeper may take to have a monitor up again. It takes some 10 ms unless the host is short of processors;
 /// what is told without it may not be true.
@@ -117,10 +118,10 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
         let starting = start::revive(engine, name, dir)?;
         drop(hold);
         let record = starting.wait()?;
-        eprintln!(
-            "rekindle: the monitor of {name} was dead; the VM is {} now",
+        output::say(format_args!(
+            "the monitor of {name} was dead; the VM is {} now",
             record.state
-        );
+        ));
         return Ok(Some(known(Some(record))));
     }
     block_on(async {
@@ -132,7 +133,9 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
     })?;
     dir.remove(&hold)?;
     let what = if rehearsal { "rehearsal" } else { "start of" };
-    eprintln!("rekindle: the {what} {name} was cut short; what there was of it is removed");
+    output::say(format_args!(
+        "the {what} {name} was cut short; what there was of it is removed"
+    ));
     Err(missing(engine, name))
 }
 

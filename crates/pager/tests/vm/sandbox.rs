@@ -110,6 +110,10 @@ pub(crate) fn stories() -> Vec<Story> {
             "the kernel says that a page server is confined, and who it is",
             the_kernel_says,
         ),
+        Story::new(
+            "a page server whose log takes nothing serves all the same",
+            log_is_full,
+        ),
     ]
 }
 
@@ -145,7 +149,10 @@ impl Place {
 
     /// A page server and a VM that have found each other.
     fn served(&self) -> anyhow::Result<(Server, FakeVm)> {
-        let mut server = Server::start(&self.serving)?;
+        self.served_by(Server::start(&self.serving)?)
+    }
+
+    fn served_by(&self, mut server: Server) -> anyhow::Result<(Server, FakeVm)> {
         let vm = FakeVm::start(&Build {
             regions: vec![self.stamps.len()],
             huge: false,
@@ -282,6 +289,22 @@ fn the_kernel_says() -> anyhow::Result<()> {
         server.end()?;
     }
     Ok(())
+}
+
+fn log_is_full() -> anyhow::Result<()> {
+    requires_root()?;
+    let place = Place::new(Kept::Files, None)?;
+    // It has something to say.
+    fs::write(&place.serving.set, "no working set")?;
+    let log = File::options().write(true).open("/dev/full")?;
+    let server = Server::start_logging_to(&place.serving, log.into())?;
+    let (server, mut vm) = place.served_by(server)?;
+    let mut thread = vm.thread()?;
+    thread.begin(&Order::Read { page: 0, count: 64 })?;
+    ensure!(saw(&mut thread)? == place.stamps, "it does not serve");
+    vm.kill()?;
+    vm.wait()?;
+    server.end()
 }
 
 fn status(pid: u32) -> anyhow::Result<BTreeMap<String, String>> {

@@ -136,8 +136,12 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one, and waits until it listens.
     pub(crate) fn start(serving: &Serving) -> anyhow::Result<Server> {
+        Server::start_logging_to(serving, Stdio::inherit())
+    }
+
+    pub(crate) fn start_logging_to(serving: &Serving, log: Stdio) -> anyhow::Result<Server> {
         let mut command = command(&Duty::Serve(serving.clone()))?;
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("its output is a pipe")?;
         let server = Server {

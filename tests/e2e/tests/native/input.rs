@@ -1,6 +1,6 @@
 //! What cannot work is refused before anything is made, with one error that names the thing and the reason.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -27,6 +27,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story("names that are taken or climb are refused", names),
         story("a network link that is none is refused", links),
         story("wrong usage is told with status 2", usage),
+        story(
+            "a standard error that takes nothing changes no status",
+            unheard,
+        ),
         story("facts are printed as JSON", json),
         story("a firecracker that is none is refused", firecrackers),
     ]
@@ -343,6 +347,15 @@ fn usage(rekindle: &Rekindle) -> anyhow::Result<()> {
     for line in ["--help", "--version", "run --help"] {
         let out = rekindle.does(line)?;
         ensure!(out.lines().all(|line| line.chars().count() <= 79), "{out}");
+    }
+    Ok(())
+}
+
+fn unheard(rekindle: &Rekindle) -> anyhow::Result<()> {
+    for (line, status) in [("inspect nobody", 1), ("run nothing", 125), ("ps", 0)] {
+        let full = File::options().write(true).open("/dev/full")?;
+        let ended = rekindle.command(line).stderr(full).status()?;
+        ensure!(ended.code() == Some(status), "`{line}` ended: {ended}");
     }
     Ok(())
 }

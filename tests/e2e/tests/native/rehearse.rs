@@ -416,12 +416,16 @@ fn each_step(rekindle: &Rekindle) -> anyhow::Result<()> {
             Ok(places.iter().any(|place| place.join(step).exists()) || verb.try_wait()?.is_some())
         })?;
         std::thread::sleep(Duration::from_millis(delay));
-        for (role, process) in processes(rekindle)? {
-            // It may have ended by itself, or be replaced by another.
+        for (_, process) in processes(rekindle)? {
+            // It may have ended by itself, or become another program.
             let killed = process.kill(SOON);
             // The verb is this process's child: one that has just ended is there until it is asked for.
-            let ended = killed.is_ok() || role != Role::Verb || verb.try_wait()?.is_some();
-            ensure!(ended, "{process} is a verb");
+            let is_verb = i64::from(process.pid()) == i64::from(verb.id());
+            if let Err(e) = killed
+                && is_verb
+            {
+                ensure!(verb.try_wait()?.is_some(), "the verb lives: {e:#}");
+            }
         }
         let said = Said::of(verb, line.to_owned())?;
         ensure!(matches!(said.status, Some(0 | 1)), "{step:?}: {said:?}");

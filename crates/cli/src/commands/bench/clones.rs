@@ -145,11 +145,14 @@ impl Clones {
 fn kinds() -> Result<Vec<Kind>> {
     let mut kinds = KINDS.to_vec();
     if let Err(e) = net::probe() {
-        eprintln!("rekindle: without networks: {:#}", anyhow::Error::from(e));
+        output::say(format_args!(
+            "without networks: {:#}",
+            anyhow::Error::from(e)
+        ));
         kinds.retain(|kind| !kind.network);
     }
     if !rustix::process::geteuid().is_root() {
-        eprintln!("rekindle: without jails: they take root");
+        output::say("without jails: they take root");
         kinds.retain(|kind| !kind.jail);
     }
     Ok(kinds)

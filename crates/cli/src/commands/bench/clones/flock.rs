@@ -15,6 +15,7 @@ use super::original::has_touched;
 use super::{AtOnce, Kind, name};
 use crate::monitor::job::{Job, Task};
 use crate::monitor::start;
+use crate::output;
 
 /// How long all of them may take to touch their pages.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -79,10 +80,10 @@ impl<'a> Flock<'a> {
         }
         flock.running = micros(flock.begun);
         if let Some(e) = first_failure {
-            eprintln!(
-                "rekindle: {}: {} of {count} failed, the first: {e:#}",
+            output::say(format_args!(
+                "{}: {} of {count} failed, the first: {e:#}",
                 kind.what, flock.failed
-            );
+            ));
             ensure!(!flock.names.is_empty(), "none of the clones runs");
         }
         Ok(flock)
