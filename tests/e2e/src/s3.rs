@@ -1,11 +1,12 @@
 //! An object store that speaks S3, `s3s-fs`, on a port of the loopback, and a bad line to it.
 //!
 //! ```text
-//!   program ──HTTP──► the line: 20 ms, then perhaps a fault ──► s3s: signatures, XML, conditions ──► files
+//!   program ──HTTP, or TLS──► the line: 20 ms, then perhaps a fault ──► s3s: signatures, XML, conditions ──► files
 //!                       500 │ reset │ cut off │ wrong byte │ silence
 //! ```
 
 mod line;
+mod tls;
 
 pub use line::{Fault, Line};
 
@@ -25,8 +26,10 @@ use s3s::S3Result;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
 /// The credentials that it takes. No message may have the second.
 pub const KEY: &str = "AKIDSTORIES";
@@ -42,6 +45,8 @@ pub struct S3 {
     address: SocketAddr,
     files: PathBuf,
     line: Arc<Line>,
+    /// Whom its callers have to believe, if they are to speak TLS.
+    certificate: Option<PathBuf>,
     thread: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -51,6 +56,23 @@ impl S3 {
     /// # Errors
     /// When it cannot be started.
     pub fn start(place: &Path, line: Line) -> anyhow::Result<S3> {
+        S3::serve(place, line, None)
+    }
+
+    /// As [`S3::start`], but by TLS alone, with a certificate that nobody else has given out.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with_tls(place: &Path, line: Line) -> anyhow::Result<S3> {
+        std::fs::create_dir_all(place)?;
+        let certificate = place.join("certificate.pem");
+        let acceptor = tls::acceptor(&certificate)?;
+        let mut s3 = S3::serve(place, line, Some(acceptor))?;
+        s3.certificate = Some(certificate);
+        Ok(s3)
+    }
+
+    fn serve(place: &Path, line: Line, tls: Option<TlsAcceptor>) -> anyhow::Result<S3> {
         std::fs::create_dir_all(place.join(BUCKET))?;
         let files = s3s_fs::FileSystem::new(place)
             .map_err(|error| anyhow::anyhow!("{error:?}"))
@@ -73,7 +95,7 @@ impl S3 {
                 let listener = TcpListener::from_std(listener).expect("a listener is good");
                 tokio::select! {
                     _ = stopped => {}
-                    () = accept(listener, service, its) => {}
+                    () = accept(listener, service, its, tls) => {}
                 }
             });
             // What is stuck in a fault is let go.
@@ -83,6 +105,7 @@ impl S3 {
             address,
             files: place.join(BUCKET),
             line,
+            certificate: None,
             thread: Some((stop, thread)),
         })
     }
@@ -104,9 +127,18 @@ impl S3 {
 
     /// Lets a program speak with it.
     pub fn known_to<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        match &self.certificate {
+            None => command
+                .env("AWS_ENDPOINT_URL", format!("http://{}", self.address))
+                .env("AWS_ALLOW_HTTP", "true"),
+            Some(certificate) => command
+                .env(
+                    "AWS_ENDPOINT_URL",
+                    format!("https://{}:{}", tls::HOST, self.address.port()),
+                )
+                .env("SSL_CERT_FILE", certificate),
+        };
         command
-            .env("AWS_ENDPOINT_URL", format!("http://{}", self.address))
-            .env("AWS_ALLOW_HTTP", "true")
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -136,7 +168,12 @@ impl S3Access for OneBucket {
     }
 }
 
-async fn accept(listener: TcpListener, service: s3s::service::S3Service, line: Arc<Line>) {
+async fn accept(
+    listener: TcpListener,
+    service: s3s::service::S3Service,
+    line: Arc<Line>,
+    tls: Option<TlsAcceptor>,
+) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             return;
@@ -144,17 +181,33 @@ async fn accept(listener: TcpListener, service: s3s::service::S3Service, line: A
         // What is closed half way is reset.
         let _ = set_socket_linger(&socket, Some(Duration::ZERO));
         let _ = socket.set_nodelay(true);
-        let (service, line) = (service.clone(), line.clone());
-        let answer = service_fn(move |request| {
-            let (service, line) = (service.clone(), line.clone());
-            async move { line.answer(&service, request).await }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .serve_connection(TokioIo::new(socket), answer);
+        let (service, line, tls) = (service.clone(), line.clone(), tls.clone());
         tokio::spawn(async move {
-            // It ends with an error where a fault is played.
-            let _ = connection.await;
+            match tls {
+                None => converse(socket, service, line).await,
+                // A caller may not believe who this is.
+                Some(tls) => {
+                    if let Ok(socket) = tls.accept(socket).await {
+                        converse(socket, service, line).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn converse(
+    socket: impl AsyncRead + AsyncWrite + Unpin,
+    service: s3s::service::S3Service,
+    line: Arc<Line>,
+) {
+    let answer = service_fn(move |request| {
+        let (service, line) = (service.clone(), line.clone());
+        async move { line.answer(&service, request).await }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(socket), answer);
+    // It ends with an error where a fault is played.
+    let _ = connection.await;
 }

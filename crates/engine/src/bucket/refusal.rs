@@ -37,6 +37,14 @@ pub enum Refusal {
         /// What was tried.
         said: String,
     },
+    /// It is not known to be the store: this host trusts nobody who says so.
+    #[error(
+        "this host does not trust the certificate of the store ({said}); a file that SSL_CERT_FILE names can say whom to trust"
+    )]
+    NotTrusted {
+        /// What is wrong with the certificate.
+        said: String,
+    },
     /// The store says that the request is wrong.
     #[error(
         "the store takes the request for wrong ({said}); is its region or its endpoint another?"
@@ -72,6 +80,9 @@ impl Refusal {
             // The crate looks for credentials at an address that only machines of the cloud know.
             _ if text.contains("169.254.") || text.contains("metadata.google") => {
                 Self::NoCredentials { said }
+            }
+            Error::Generic { .. } if text.contains("invalid peer certificate: ") => {
+                Self::NotTrusted { said }
             }
             Error::Generic { .. } if text.contains("status code: 4") => Self::Wrong { said },
             Error::Generic { .. } if text.contains("Received redirect") => Self::Wrong { said },
@@ -152,6 +163,12 @@ mod tests {
         );
         let wrong = Refusal::of(generic("status code: 400 Bad Request: "));
         assert!(matches!(wrong, Refusal::Wrong { .. }), "{wrong}");
+        let stranger = "error sending request: client error (Connect): invalid peer certificate: UnknownIssuer";
+        let refusal = Refusal::of(generic(stranger));
+        assert!(
+            matches!(&refusal, Refusal::NotTrusted { said } if said == "UnknownIssuer"),
+            "{refusal}"
+        );
         let missing = |said: &str| {
             Refusal::of(Error::NotFound {
                 path: "x".into(),

@@ -33,6 +33,7 @@ pub(crate) fn stories() -> Vec<Story> {
             "a copy runs from an object store, and the next one fetches nothing",
             by_url,
         ),
+        story("a copy runs from an object store behind TLS", behind_tls),
         story(
             "what a copy from an object store touched is there for the next one",
             learns,
@@ -69,17 +70,25 @@ fn restores() -> u64 {
     setting("REKINDLE_REMOTE_RESTORES", RESTORES)
 }
 
-/// A snapshot called `base` in a store, of which no copy ran yet, and its URL.
-fn pushed(rekindle: &Rekindle, line: Line, guest: &Guest) -> anyhow::Result<(S3, String)> {
+/// A snapshot called `base`, of which no copy ran yet.
+fn based(rekindle: &Rekindle, guest: &Guest) -> anyhow::Result<()> {
     rekindle.boots("original", guest)?;
     goes_on(rekindle, "original")?;
     rekindle.does("snapshot create original --name base")?;
-    rekindle.does("rm --force original")?;
+    rekindle.does("rm --force original").map(drop)
+}
+
+/// One in a store, and its URL.
+fn pushed(rekindle: &Rekindle, line: Line, guest: &Guest) -> anyhow::Result<(S3, String)> {
+    based(rekindle, guest)?;
     push(rekindle, line, "base")
 }
 
 fn push(rekindle: &Rekindle, line: Line, name: &str) -> anyhow::Result<(S3, String)> {
-    let s3 = S3::start(&rekindle.file("s3"), line)?;
+    push_to(rekindle, S3::start(&rekindle.file("s3"), line)?, name)
+}
+
+fn push_to(rekindle: &Rekindle, s3: S3, name: &str) -> anyhow::Result<(S3, String)> {
     let place = s3.url("a/prefix");
     tries(rekindle, &s3, &format!("snapshot push {name} {place}"))?.done()?;
     Ok((s3, format!("{place}/{name}")))
@@ -239,6 +248,39 @@ fn environment(pid: &Value) -> anyhow::Result<String> {
     let pid = pid["pid"].as_u64().context("a pid")?;
     let environment = fs::read(format!("/proc/{pid}/environ"))?;
     Ok(String::from_utf8_lossy(&environment).into_owned())
+}
+
+/// A page server reads certificates when it is confined already.
+fn behind_tls(rekindle: &Rekindle) -> anyhow::Result<()> {
+    based(rekindle, &pattern())?;
+    let s3 = S3::start_with_tls(&rekindle.file("s3"), Line::of(LATENCY))?;
+    let (s3, url) = push_to(rekindle, s3, "base")?;
+    let elsewhere = Rekindle::new()?;
+    for line in [
+        format!("restore {url} --name jailed"),
+        format!("restore {url} --no-jail --name free"),
+    ] {
+        tries(&elsewhere, &s3, &line)?.done()?;
+    }
+    for name in ["jailed", "free"] {
+        goes_on(&elsewhere, name)?;
+        ensure!(failed(&elsewhere, name)?.is_none());
+    }
+    ensure!(fetched(&elsewhere, "jailed")? > 0);
+    elsewhere.does("rm --force jailed free")?;
+    // Who does not believe the certificate gets nothing, and is told so at once.
+    let line = format!("restore {url} --name stranger");
+    let mut command = elsewhere.command(&line);
+    s3.known_to(&mut command).env_remove("SSL_CERT_FILE");
+    let begun = Instant::now();
+    let said = finish(command, &line)?.refused(1)?;
+    ensure!(said.contains("certificate"), "{said}");
+    ensure!(
+        begun.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        begun.elapsed()
+    );
+    elsewhere.leaves_nothing()
 }
 
 fn credentials(rekindle: &Rekindle) -> anyhow::Result<()> {
