@@ -120,6 +120,11 @@ impl S3 {
         self.files.join(object)
     }
 
+    /// The file with its certificate, if it speaks TLS.
+    pub fn certificate(&self) -> Option<&Path> {
+        self.certificate.as_deref()
+    }
+
     /// The line to it.
     pub fn line(&self) -> &Line {
         &self.line

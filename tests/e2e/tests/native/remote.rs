@@ -269,9 +269,13 @@ fn behind_tls(rekindle: &Rekindle) -> anyhow::Result<()> {
     ensure!(fetched(&elsewhere, "jailed")? > 0);
     elsewhere.does("rm --force jailed free")?;
     // Who does not believe the certificate gets nothing, and is told so at once.
+    let another = S3::start_with_tls(&rekindle.file("another"), Line::of(LATENCY))?;
+    let trusted = another.certificate().context("it has one")?;
     let line = format!("restore {url} --name stranger");
     let mut command = elsewhere.command(&line);
-    s3.known_to(&mut command).env_remove("SSL_CERT_FILE");
+    s3.known_to(&mut command)
+        .env("SSL_CERT_FILE", trusted)
+        .env_remove("SSL_CERT_DIR");
     let begun = Instant::now();
     let said = finish(command, &line)?.refused(1)?;
     ensure!(said.contains("certificate"), "{said}");
