@@ -18,7 +18,8 @@ use crate::output;
 ///
 /// Credentials are taken from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and for
 /// stores that only speak like Amazon's AWS_ENDPOINT_URL, with AWS_ALLOW_HTTP=true if it has no TLS;
-/// GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
+/// GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY. SSL_CERT_FILE names whom to trust
+/// if the host's certificates do not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Push {
     /// The snapshot, by name or id

@@ -100,10 +100,21 @@ pub(super) fn silence(waited: Duration) -> Error {
     }
 }
 
+/// How many characters of an answer are repeated.
+const LONGEST: usize = 300;
+
 /// What is worth repeating of an error: the code and the sentence of an XML answer, or else the last cause.
 ///
-/// An answer may repeat what the request was signed with, so nothing else of it is told.
+/// An answer may repeat what the request was signed with, so nothing else of it is told; and it is a stranger's, so it is one
+/// line that cannot drive a terminal.
 fn gist(text: &str) -> String {
+    let said = said(text);
+    let line = said.lines().next().unwrap_or_default();
+    let plain = line.chars().filter(|letter| !letter.is_control());
+    plain.take(LONGEST).collect()
+}
+
+fn said(text: &str) -> String {
     let element = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         Some(rest.split_once("</")?.0.to_owned())
@@ -119,10 +130,7 @@ fn gist(text: &str) -> String {
                 .unwrap_or(rest)
                 .trim()
                 .to_owned(),
-            None => {
-                let last = text.rsplit(": ").next().unwrap_or(text);
-                last.lines().next().unwrap_or(last).to_owned()
-            }
+            None => text.rsplit(": ").next().unwrap_or(text).to_owned(),
         },
     }
 }
@@ -150,6 +158,15 @@ mod tests {
         });
         assert!(matches!(refusal, Refusal::NoRights { .. }));
         assert!(!format!("{refusal} {refusal:?}").contains("AKID"));
+    }
+
+    #[test]
+    fn an_answer_is_one_short_line_that_cannot_drive_a_terminal() {
+        let azures = "<Code>ContainerNotFound</Code><Message>It does not exist.\nRequestId:1\nTime:2</Message>";
+        assert_eq!(gist(azures), "ContainerNotFound: It does not exist.");
+        let hostile = "<Code>\u{1b}[2JX</Code><Message>\u{9b}31mred\u{7}</Message>";
+        assert_eq!(gist(hostile), "[2JX: 31mred");
+        assert_eq!(gist(&"x".repeat(10_000)).len(), LONGEST);
     }
 
     #[test]

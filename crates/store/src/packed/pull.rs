@@ -7,6 +7,7 @@ use crate::manifest::Backing;
 use crate::packed::cache::Cache;
 use crate::packed::fetch::{Fetch, FetchError};
 use crate::packed::index::{Chunk, Index};
+use crate::packed::objects::Object;
 use crate::packed::repository::{Counter, IndexFault, Report, Repository};
 use crate::packed::unpack::{Import, ImportError};
 use crate::publish::BeginError;
@@ -38,6 +39,16 @@ pub enum PullError {
         key: String,
         /// The repository.
         place: String,
+    },
+    /// The name is there, and its snapshot is not.
+    #[error(
+        "{url} leads to the snapshot {id}, which is not there: the name is damaged, or that snapshot was removed by hand"
+    )]
+    Astray {
+        /// The object with the name.
+        url: String,
+        /// What it leads to.
+        id: SnapshotId,
     },
     /// What was asked for is neither a name nor an id.
     #[error("{key:?} is no name of a snapshot")]
@@ -173,9 +184,12 @@ impl Repository {
                 Some(cache) => self.cached_index(id, cache)?,
                 None => self.index(id)?,
             };
-            let index = index.ok_or_else(|| match id == tip {
-                true => self.no_such(key),
-                false => self.no_such(&id.to_string()),
+            let index = index.ok_or_else(|| match key.parse() {
+                Ok(name) if id == tip && key != id.to_string() => PullError::Astray {
+                    url: self.objects.url(&Object::Name(name)),
+                    id,
+                },
+                _ => self.no_such(&id.to_string()),
             })?;
             next = index.manifest().parent();
             found.push(Arc::new(index));

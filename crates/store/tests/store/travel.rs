@@ -1,6 +1,7 @@
 use crate::fixture::{Fixture, assert_same, lineage, pull, push};
 use rekindle_store::digest::Digest;
 use rekindle_store::packed::{Progress, PullError, PushError, Pushed, Repository};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -105,6 +106,13 @@ fn what_is_not_there_and_what_is_taken_is_said_before_anything_is_made() {
     push(&here, &path, "base").unwrap();
     let error = pull(&other, &path, "0123456789abcdef").unwrap_err();
     assert!(matches!(error, PullError::NoSuchSnapshot { .. }), "{error}");
+    // One flipped bit may lead to another id.
+    fs::write(path.join("names/astray"), "0123456789abcdef\n").unwrap();
+    let error = pull(&other, &path, "astray").unwrap_err();
+    assert!(
+        matches!(&error, PullError::Astray { url, .. } if url.ends_with("names/astray")),
+        "{error}"
+    );
     assert_eq!(other.entries(), [""; 0]);
     let owner = lineage(&other)[0].id();
     let error = push(&other, &path, "base").unwrap_err();
