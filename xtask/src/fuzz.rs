@@ -59,6 +59,12 @@ pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<Finding>> {
     let place = Place {
         sources: workspace.root.join("fuzz"),
         built: workspace.target.join("fuzz"),
+        // What runs for seconds is not worth a minute of the compiler's.
+        profile: if seconds < SECONDS {
+            "brief"
+        } else {
+            "release"
+        },
     };
     place.build(workspace)?;
     let mut failed = Vec::new();
@@ -76,6 +82,7 @@ pub(crate) fn run(workspace: &Workspace, seconds: u32) -> Result<Vec<Finding>> {
 struct Place {
     sources: PathBuf,
     built: PathBuf,
+    profile: &'static str,
 }
 
 impl Place {
@@ -88,7 +95,7 @@ impl Place {
     fn build(&self, workspace: &Workspace) -> Result<()> {
         let status = workspace
             .cargo()
-            .args(["build", "--release", "--locked", "--bins"])
+            .args(["build", "--profile", self.profile, "--locked", "--bins"])
             // Named, so that build scripts and macros are built without coverage.
             .args(["--target", &triple()])
             .arg("--manifest-path")
@@ -107,7 +114,8 @@ impl Place {
         let corpus = made(self.built.join("corpus").join(target))?;
         let findings = made(self.built.join("findings").join(target))?;
         let log = self.built.join(format!("{target}.log"));
-        let status = Command::new(self.built.join(triple()).join("release").join(target))
+        let program = self.built.join(triple()).join(self.profile).join(target);
+        let status = Command::new(program)
             .args([corpus, self.sources.join("seeds").join(target)])
             .args(LIMITS)
             .arg("-print_final_stats=1")
@@ -163,6 +171,7 @@ mod tests {
         let place = Place {
             built: PathBuf::new(),
             sources,
+            profile: "brief",
         };
         let targets = place.targets().unwrap();
         assert!(!targets.is_empty());

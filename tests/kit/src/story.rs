@@ -8,6 +8,7 @@
 //!
 //! For test targets with `harness = false`; it takes the arguments that `cargo test` gives.
 
+use std::cmp::Reverse;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,9 @@ use crate::require::Skipped;
 
 /// What a story may take unless it says otherwise.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// How many seconds a story is thought to take unless it says otherwise.
+const USUAL: u32 = 40;
 
 /// A story that takes longer is worth a look, and says so.
 const SLOW: Duration = Duration::from_secs(60);
@@ -35,6 +39,8 @@ pub struct Story {
     clean_up: Option<fn()>,
     /// How often it may be told.
     tries: u32,
+    /// How many seconds it is thought to take.
+    takes: u32,
 }
 
 impl Story {
@@ -49,7 +55,15 @@ impl Story {
             tell: Arc::new(tell),
             clean_up: None,
             tries: 1,
+            takes: USUAL,
         }
+    }
+
+    /// It is thought to take so many seconds: for who tells stories in several places, and no limit.
+    #[must_use]
+    pub fn takes(mut self, seconds: u32) -> Story {
+        self.takes = seconds;
+        self
     }
 
     /// A story that is told by a future, on a current-thread runtime of its own.
@@ -140,7 +154,7 @@ fn run_for(time: Duration, what: fn()) {
     let _ = receiver.recv_timeout(time);
 }
 
-/// Which of a target's stories are told: `1/2` is every second one, `2/2` are the others.
+/// Which of a target's stories are told: `1/2` is about half of them, by how long they take, `2/2` are the others.
 const PART: &str = "REKINDLE_PART";
 
 /// Runs the stories as the command line asks, and prints the reason of each that was skipped. With `REKINDLE_PART` they
@@ -148,7 +162,7 @@ const PART: &str = "REKINDLE_PART";
 pub fn main(stories: Vec<Story>) -> ExitCode {
     let stories = match std::env::var(PART) {
         Err(_) => stories,
-        Ok(part) => match of_part(&part, stories) {
+        Ok(part) => match of_part(&part, stories, |story| story.takes) {
             Some(stories) => stories,
             None => {
                 eprintln!("{PART}={part}: not a part of a whole, such as 1/2");
@@ -159,11 +173,21 @@ pub fn main(stories: Vec<Story>) -> ExitCode {
     run(&Arguments::from_args(), stories)
 }
 
-fn of_part<T>(part: &str, stories: Vec<T>) -> Option<Vec<T>> {
+/// One after the other, the longest first, each goes to the part that has the least to tell by then.
+fn of_part<T>(part: &str, mut stories: Vec<T>, takes: impl Fn(&T) -> u32) -> Option<Vec<T>> {
     let (n, of) = part.split_once('/')?;
-    let (n, of) = (n.parse::<usize>().ok()?, of.parse().ok()?);
-    let its = stories.into_iter().skip(n.checked_sub(1)?);
-    (n <= of).then(|| its.step_by(of).collect())
+    let (n, of): (usize, usize) = (n.parse().ok()?, of.parse().ok()?);
+    if !(1..=of).contains(&n) {
+        return None;
+    }
+    stories.sort_by_key(|story| Reverse(takes(story)));
+    let mut parts: Vec<(u32, Vec<T>)> = (0..of).map(|_| (0, Vec::new())).collect();
+    for story in stories {
+        let (sum, its) = parts.iter_mut().min_by_key(|(sum, _)| *sum)?;
+        *sum += takes(&story);
+        its.push(story);
+    }
+    Some(parts.swap_remove(n - 1).1)
 }
 
 fn run(arguments: &Arguments, stories: Vec<Story>) -> ExitCode {
@@ -281,10 +305,11 @@ mod tests {
 
     #[test]
     fn parts_have_each_story_once() {
-        let part = |part| of_part(part, vec![1, 2, 3, 4, 5]);
-        assert_eq!(part("1/1"), Some(vec![1, 2, 3, 4, 5]));
-        assert_eq!(part("1/2"), Some(vec![1, 3, 5]));
-        assert_eq!(part("2/2"), Some(vec![2, 4]));
+        let part = |part| of_part(part, vec![1, 9, 2, 3, 4], |takes| *takes);
+        assert_eq!(part("1/1"), Some(vec![9, 4, 3, 2, 1]));
+        assert_eq!(part("1/2"), Some(vec![9, 1]));
+        assert_eq!(part("2/2"), Some(vec![4, 3, 2]));
+        assert_eq!(part("3/3"), Some(vec![3, 2]));
         for wrong in ["", "1", "0/2", "3/2", "0/0", "1/0", "-1/2", "1/2/3"] {
             assert_eq!(part(wrong), None, "{wrong}");
         }

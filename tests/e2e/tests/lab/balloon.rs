@@ -35,7 +35,8 @@ pub(crate) fn stories() -> Vec<Story> {
             "a balloon grows and shrinks while page servers are killed, and Diffs have what it took",
             grows_and_shrinks,
         )
-        .within(Duration::from_secs(600)),
+        .within(Duration::from_secs(600))
+        .takes(210),
     ]
 }
 

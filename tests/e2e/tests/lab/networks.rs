@@ -22,7 +22,8 @@ pub(crate) fn stories() -> Vec<Story> {
         story(
             "a guest moves no more than its rate, and asks for what it and nobody else was told",
             limited_and_told,
-        ),
+        )
+        .takes(110),
     ]
 }
 

@@ -352,7 +352,11 @@ fn usage(rekindle: &Rekindle) -> anyhow::Result<()> {
 }
 
 fn unheard(rekindle: &Rekindle) -> anyhow::Result<()> {
-    for (line, status) in [("inspect nobody", 1), ("run --kernel nothing --detach", 125), ("ps", 0)] {
+    for (line, status) in [
+        ("inspect nobody", 1),
+        ("run --kernel nothing --detach", 125),
+        ("ps", 0),
+    ] {
         let full = File::options().write(true).open("/dev/full")?;
         let ended = rekindle.command(line).stderr(full).status()?;
         ensure!(ended.code() == Some(status), "`{line}` ended: {ended}");
