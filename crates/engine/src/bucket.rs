@@ -21,15 +21,17 @@ pub use url::{Location, Scheme, UrlError};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{
-    ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload,
-    RetryConfig,
+    ClientConfigKey, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutPayload, RetryConfig,
 };
 use rekindle_store::Root;
 use rekindle_store::file::FileError;
@@ -135,6 +137,8 @@ pub struct Bucket {
     prefix: Path,
     url: String,
     patience: Patience,
+    /// Whether it has done anything yet.
+    known: AtomicBool,
     // Dropped last: what is under way needs it.
     runtime: Runtime,
 }
@@ -175,6 +179,7 @@ impl Bucket {
             prefix,
             url,
             patience,
+            known: AtomicBool::new(false),
             runtime,
         })
     }
@@ -204,9 +209,13 @@ impl Bucket {
             let mut trying = self.patience.begin(size);
             loop {
                 let refusal = match ask(path.clone()).await {
-                    Ok(answer) => return Ok(answer),
+                    Ok(answer) => {
+                        self.known.store(true, Ordering::Relaxed);
+                        return Ok(answer);
+                    }
                     Err(error) => Refusal::of(error),
                 };
+                let refusal = refusal.of_a_store(self.known.load(Ordering::Relaxed));
                 match trying.pause_after(&refusal) {
                     Some(pause) => tokio::time::sleep(pause).await,
                     None => return Err(refusal),
@@ -244,9 +253,8 @@ impl Bucket {
                 if size > limit || asked.is_some_and(|asked| asked != size) {
                     return Ok(None);
                 }
-                // How long is right is known by now.
-                let bytes = self.within(size, result.bytes()).await?;
-                Ok(Some(Vec::from(bytes)))
+                let bytes = self.within(size, body(result, size)).await?;
+                Ok(Some(bytes))
             }
         })?;
         answer.ok_or_else(|| ObjectError::Length {
@@ -302,8 +310,8 @@ impl Objects for Bucket {
     }
 
     fn put(&self, object: &Object, bytes: Vec<u8>) -> Result<Put, ObjectError> {
+        let size = length_of(&bytes);
         let bytes = PutPayload::from(bytes);
-        let size = u64::try_from(bytes.content_length()).expect("sizes fit");
         let mode = match object {
             // Whoever else puts it puts the same.
             Object::Pack(_) => PutMode::Overwrite,
@@ -317,8 +325,11 @@ impl Objects for Bucket {
                     Ok(_) => Ok(Put::New),
                     Err(object_store::Error::AlreadyExists { .. }) => {
                         // Or somebody is just putting it, and may yet fail: then that it is not there is tried again.
-                        self.within(0, self.store.head(&path)).await?;
-                        Ok(Put::WasThere)
+                        match self.within(0, self.store.head(&path)).await {
+                            Ok(_) => Ok(Put::WasThere),
+                            Err(object_store::Error::NotFound { .. }) => Err(refusal::contended()),
+                            Err(error) => Err(error),
+                        }
                     }
                     Err(error) => Err(error),
                 }
@@ -332,6 +343,26 @@ impl Objects for Bucket {
         });
         unless_missing(removed).map(drop)
     }
+}
+
+/// All of an answer, which says that it has so many bytes. No more is taken than that.
+async fn body(result: GetResult, size: u64) -> object_store::Result<Vec<u8>> {
+    let mut stream = result.into_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.try_next().await? {
+        bytes.extend_from_slice(&piece);
+        if length_of(&bytes) > size {
+            break;
+        }
+    }
+    match length_of(&bytes) {
+        found if found == size => Ok(bytes),
+        found => Err(refusal::length(found, size)),
+    }
+}
+
+fn length_of(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).expect("sizes fit")
 }
 
 /// `None` for what is not there.

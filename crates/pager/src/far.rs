@@ -325,7 +325,7 @@ impl Shared {
         self.bytes.fetch_add(run.bytes(), Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         let fetched = fetch.together::<FetchError>(index, run, &mut |chunk, raw| {
-            let raw = raw.map(Arc::new).map_err(|error| in_words(&error));
+            let raw = raw.map_err(|error| in_words(&error));
             left.retain(|other| *other != chunk);
             self.came(Key { layer, chunk }, haste, raw);
             Ok(())

@@ -153,9 +153,8 @@ impl Packed {
     }
 
     pub(crate) fn flat(&self) -> Result<Flat, PackedError> {
-        let pages = self.far.indexes().iter().map(|index| index.pages());
-        let pages = pages.collect::<Result<Vec<_>, _>>()?;
-        Ok(Flat::of(&pages.iter().collect::<Vec<_>>())?)
+        let indexes = self.far.indexes().iter();
+        Flat::of_each(indexes.map(|index| Ok::<_, PackedError>(index.pages()?)))
     }
 
     /// The chunk that has a page of a layer, and which page of it that is.

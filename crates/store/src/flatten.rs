@@ -23,6 +23,7 @@ use crate::sparse::copy_range;
 use crate::store::{ChainError, Store};
 use crate::unit::{ByteSize, PageCount, PageNumber, index, length};
 use crate::verify::VerifyError;
+use std::borrow::Borrow;
 use std::path::Path;
 use thiserror::Error;
 
@@ -168,23 +169,68 @@ impl Flat {
     /// # Errors
     /// A [`FlatError`] if these layers are no chain.
     pub fn of(layers: &[&Pages]) -> Result<Self, FlatError> {
-        check_chain(layers)?;
-        let base = layers.first().ok_or(FlatError::Empty)?;
-        let mut sources = vec![Source::ZERO; index(base.len().get())];
-        for (code, layer) in (1_u8..).zip(layers) {
-            for run in layer.runs() {
-                let pages = index(run.first.get())..index(run.first.get() + run.count.get());
-                match run.kind {
-                    PageKind::Zero => sources[pages].fill(Source::ZERO),
-                    PageKind::Data => sources[pages].fill(code),
-                    PageKind::Unchanged => {}
+        if layers.len() > MAX_LAYERS {
+            return Err(FlatError::TooLong {
+                layers: layers.len(),
+            });
+        }
+        Self::of_each(layers.iter().map(|layer| Ok(*layer)))
+    }
+
+    /// The same of layers that are made one by one, so that one at a time is in memory.
+    ///
+    /// # Errors
+    /// A [`FlatError`] if these layers are no chain, and the first error that comes instead of a layer.
+    pub fn of_each<P: Borrow<Pages>, E: From<FlatError>>(
+        layers: impl IntoIterator<Item = Result<P, E>>,
+    ) -> Result<Self, E> {
+        let mut flat: Option<Self> = None;
+        for (number, layer) in layers.into_iter().enumerate() {
+            let layer = layer?;
+            let layer = layer.borrow();
+            match &mut flat {
+                None if layer.layer() != LayerKind::Full => {
+                    return Err(FlatError::Kind { layer: number }.into());
                 }
+                None => {
+                    let mut base = Self {
+                        memory: layer.memory_size(),
+                        sources: vec![Source::ZERO; index(layer.len().get())],
+                    };
+                    base.put(number, layer)?;
+                    flat = Some(base);
+                }
+                Some(_) if layer.layer() != LayerKind::Diff => {
+                    return Err(FlatError::Kind { layer: number }.into());
+                }
+                Some(flat) => flat.put(number, layer)?,
             }
         }
-        Ok(Self {
-            memory: base.memory_size(),
-            sources,
-        })
+        Ok(flat.ok_or(FlatError::Empty)?)
+    }
+
+    /// One more layer on top.
+    fn put(&mut self, number: usize, layer: &Pages) -> Result<(), FlatError> {
+        if number >= MAX_LAYERS {
+            return Err(FlatError::TooLong { layers: number + 1 });
+        }
+        if layer.memory_size() != self.memory {
+            return Err(FlatError::Size {
+                layer: number,
+                expected: self.memory,
+                actual: layer.memory_size(),
+            });
+        }
+        let code = u8::try_from(number + 1).expect("there are fewer layers");
+        for run in layer.runs() {
+            let pages = index(run.first.get())..index(run.first.get() + run.count.get());
+            match run.kind {
+                PageKind::Zero => self.sources[pages].fill(Source::ZERO),
+                PageKind::Data => self.sources[pages].fill(code),
+                PageKind::Unchanged => {}
+            }
+        }
+        Ok(())
     }
 
     /// The size of the memory.
@@ -225,33 +271,6 @@ impl Flat {
             Some(run)
         })
     }
-}
-
-fn check_chain(layers: &[&Pages]) -> Result<(), FlatError> {
-    if layers.len() > MAX_LAYERS {
-        return Err(FlatError::TooLong {
-            layers: layers.len(),
-        });
-    }
-    for (layer, pages) in layers.iter().enumerate() {
-        let wanted = if layer == 0 {
-            LayerKind::Full
-        } else {
-            LayerKind::Diff
-        };
-        if pages.layer() != wanted {
-            return Err(FlatError::Kind { layer });
-        }
-        let (expected, actual) = (layers[0].memory_size(), pages.memory_size());
-        if expected != actual {
-            return Err(FlatError::Size {
-                layer,
-                expected,
-                actual,
-            });
-        }
-    }
-    Ok(())
 }
 
 /// Writes the memory of a chain, base first, into the new sparse file `path`, for Firecracker's File backend.

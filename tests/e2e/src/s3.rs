@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   program ──HTTP, or TLS──► the line: 20 ms, then perhaps a fault ──► s3s: signatures, XML, conditions ──► files
-//!                       500 │ reset │ cut off │ wrong byte │ silence
+//!                 500 │ 429 │ reset │ cut off │ short │ wrong byte │ silence
 //! ```
 
 mod line;

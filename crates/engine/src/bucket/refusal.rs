@@ -61,6 +61,14 @@ pub enum Refusal {
     },
 }
 
+/// What a store answers that is wrong with itself, though it gives it a number of the requester's faults.
+const PASSING: [&str; 4] = [
+    "status code: 408",
+    "status code: 429",
+    "<Code>RequestTimeout<",
+    "<Code>SlowDown<",
+];
+
 impl Refusal {
     pub(super) fn of(error: Error) -> Self {
         let text = with_causes(&error);
@@ -84,6 +92,10 @@ impl Refusal {
             Error::Generic { .. } if text.contains("invalid peer certificate: ") => {
                 Self::NotTrusted { said }
             }
+            // To be asked less, or anew.
+            Error::Generic { .. } if PASSING.iter().any(|sign| text.contains(sign)) => {
+                Self::Unwell { said }
+            }
             Error::Generic { .. } if text.contains("status code: 4") => Self::Wrong { said },
             Error::Generic { .. } if text.contains("Received redirect") => Self::Wrong { said },
             Error::Generic { .. } => Self::Unwell { said },
@@ -92,11 +104,37 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Of one that is `known` to have had credentials: those that are to be had at an address of the cloud come anew every
+    /// few hours, and it may be that address that is unwell.
+    pub(super) fn of_a_store(self, known: bool) -> Self {
+        match self {
+            Self::NoCredentials { said } if known => Self::Unwell { said },
+            other => other,
+        }
+    }
+}
+
 /// No answer, or not all of it, in so long.
 pub(super) fn silence(waited: Duration) -> Error {
+    passing(format!("no answer within {} s", waited.as_secs_f32()))
+}
+
+/// An answer whose body has another length than its head says.
+pub(super) fn length(found: u64, said: u64) -> Error {
+    passing(format!("an answer of {found} bytes instead of {said}"))
+}
+
+/// Somebody else is writing the same, and it is not there yet.
+pub(super) fn contended() -> Error {
+    passing("another one is writing the same".to_owned())
+}
+
+/// What may be better next time.
+fn passing(what: String) -> Error {
     Error::Generic {
         store: "the store",
-        source: format!("no answer within {} s", waited.as_secs_f32()).into(),
+        source: what.into(),
     }
 }
 
@@ -186,6 +224,13 @@ mod tests {
             matches!(&refusal, Refusal::NotTrusted { said } if said == "UnknownIssuer"),
             "{refusal}"
         );
+        for passing in [
+            "status code: 429 Too Many Requests: <html>",
+            "status code: 400 Bad Request: <Code>RequestTimeout</Code><Message>x</Message>",
+        ] {
+            let refusal = Refusal::of(generic(passing));
+            assert!(matches!(refusal, Refusal::Unwell { .. }), "{refusal}");
+        }
         let missing = |said: &str| {
             Refusal::of(Error::NotFound {
                 path: "x".into(),

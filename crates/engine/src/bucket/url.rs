@@ -100,7 +100,10 @@ impl Location {
         let parts = trimmed.rsplit_once('/');
         let (place, key) = parts
             .filter(|(place, _)| !place.ends_with('/'))
-            .ok_or_else(|| UrlError::NoSnapshot { url: url.into() })?;
+            .ok_or_else(|| match has_credentials(url) {
+                true => UrlError::Credentials,
+                false => UrlError::NoSnapshot { url: url.into() },
+            })?;
         Ok((place.parse()?, key.into()))
     }
 }
@@ -109,6 +112,20 @@ impl FromStr for Location {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
+        // What is wrong with it is told without it, if there may be a secret in it: anywhere, as secrets have slashes.
+        Self::parse(text).map_err(|error| match has_credentials(text) {
+            true => UrlError::Credentials,
+            false => error,
+        })
+    }
+}
+
+fn has_credentials(text: &str) -> bool {
+    text.contains('@') && !text.starts_with("file:")
+}
+
+impl Location {
+    fn parse(text: &str) -> Result<Self, UrlError> {
         if text.starts_with("file:/") && !text.starts_with("file:///") {
             return Err(UrlError::Relative { url: text.into() });
         }
@@ -123,9 +140,6 @@ impl FromStr for Location {
             return Err(UrlError::Scheme { scheme });
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.contains('@') {
-            return Err(UrlError::Credentials);
-        }
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
         if bucket.is_empty() || !bucket.chars().all(plain) {
             return Err(UrlError::Bucket {
@@ -228,7 +242,22 @@ mod tests {
 
     #[test]
     fn credentials_in_a_url_are_refused_and_not_repeated() {
-        let error = "s3://key:secret@bucket/x".parse::<Location>().unwrap_err();
-        assert!(!error.to_string().contains("secret"), "{error}");
+        for url in [
+            "s3://key:secret@bucket/x",
+            "s3://key:sec/secret+secret@bucket/x",
+            "s3:/key:secret@bucket/x",
+            "s4://key:secret@bucket/x",
+            "key:secret@bucket",
+        ] {
+            for error in [
+                url.parse::<Location>().unwrap_err(),
+                Location::of_snapshot(url).unwrap_err(),
+            ] {
+                assert_eq!(error, UrlError::Credentials, "{url}");
+                assert!(!error.to_string().contains("secret"), "{error}");
+            }
+        }
+        let plain = "s3://bucket/user@host/x";
+        assert_eq!(plain.parse::<Location>().unwrap().to_string(), plain);
     }
 }

@@ -13,7 +13,7 @@ use crate::packed::directory::{Durable, put_new};
 use crate::packed::index::{Chunk, Index, MAX_INDEX};
 use crate::unit::{ByteSize, index, length};
 use rustix::fs::FlockOperation;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,9 +67,18 @@ impl Cache {
         (Digest::of(&raw) == chunk.digest).then_some(raw)
     }
 
-    /// Whether the pages of a chunk seem to be here. They are not looked at.
+    /// Whether the pages of a chunk, which are wanted, seem to be here. They are not looked at.
     pub fn has(&self, chunk: &Chunk) -> bool {
-        std::fs::metadata(self.path(chunk)).is_ok_and(|file| file.len() == chunk.raw_size())
+        let path = self.path(chunk);
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            return false;
+        };
+        if is_due(&metadata)
+            && let Ok(file) = open_regular(&path)
+        {
+            wanted(&file);
+        }
+        metadata.len() == chunk.raw_size()
     }
 
     /// The index that was at a URL; it proves itself.
@@ -154,9 +163,14 @@ impl Cache {
 
 /// Notes that a file was wanted, unless that was noted just now.
 fn wanted(file: &File) {
-    let modified = file.metadata().and_then(|metadata| metadata.modified());
-    if modified.is_ok_and(|then| then.elapsed().is_ok_and(|ago| ago > WANTED)) {
+    if file.metadata().is_ok_and(|metadata| is_due(&metadata)) {
         // One that seems older than it is goes sooner.
         let _ = file.set_modified(SystemTime::now());
     }
+}
+
+/// Whether it is some time ago that the file was noted to be wanted.
+fn is_due(metadata: &Metadata) -> bool {
+    let modified = metadata.modified();
+    modified.is_ok_and(|then| then.elapsed().is_ok_and(|ago| ago > WANTED))
 }

@@ -9,8 +9,8 @@ use crate::packed::index::{Chunk, Index};
 use crate::packed::objects::{Object, ObjectError, Objects};
 use crate::unit::index as at;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use thiserror::Error;
 
@@ -106,11 +106,11 @@ impl Fetch<'_> {
     }
 
     fn run<E: From<FetchError>>(&self, of: &Index, run: &Run, take: Take<'_, E>) -> Result<(), E> {
-        self.together(of, run, &mut |number, raw| take(number, &raw?))
+        self.together(of, run, &mut |number, raw| take(number, &*raw?))
     }
 
-    /// Gives each chunk of a run to `take`, proven, or why that one cannot be had. It need not have been looked for in
-    /// the cache.
+    /// Gives each chunk of a run to `take`, proven, or why that one cannot be had: what came well first, before it is kept
+    /// and before the rest is asked for once more. It need not have been looked for in the cache.
     ///
     /// # Errors
     /// If none of them can be had; the first error of `take`, and nothing follows.
@@ -118,26 +118,34 @@ impl Fetch<'_> {
         &self,
         of: &Index,
         run: &Run,
-        take: &mut dyn FnMut(u32, Result<Vec<u8>, FetchError>) -> Result<(), E>,
+        take: &mut dyn FnMut(u32, Result<Arc<Vec<u8>>, FetchError>) -> Result<(), E>,
     ) -> Result<(), E> {
         let pack = pack(of, run.pack);
         let bytes = self
             .objects
             .read(&pack, run.range.clone())
             .map_err(FetchError::from)?;
+        let mut give = |number: u32, raw: Result<Vec<u8>, FetchError>| -> Result<(), E> {
+            let raw = raw.map(Arc::new);
+            let kept = raw.as_ref().ok().cloned();
+            take(number, raw)?;
+            if let Some(raw) = kept {
+                self.keep(&of.chunks()[at(number.into())], &raw);
+            }
+            Ok(())
+        };
+        let mut damaged = Vec::new();
         for &number in &run.chunks {
             let chunk = &of.chunks()[at(number.into())];
-            let range = chunk.range();
-            let start = at(range.start - run.range.start);
+            let start = at(chunk.range().start - run.range.start);
             let stored = &bytes[start..start + at(chunk.stored.into())];
-            let raw = match decode(chunk, stored) {
-                Ok(raw) => Ok(raw),
-                Err(_) => self.one(of, number),
-            };
-            if let Ok(raw) = &raw {
-                self.keep(chunk, raw);
+            match decode(chunk, stored) {
+                Ok(raw) => give(number, Ok(raw))?,
+                Err(_) => damaged.push(number),
             }
-            take(number, raw)?;
+        }
+        for number in damaged {
+            give(number, self.one(of, number))?;
         }
         Ok(())
     }

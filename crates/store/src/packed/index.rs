@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::manifest::{Backing, Kind, Manifest, ManifestError};
 use crate::packed::Codec;
 use crate::pages::{LayerKind, PageKind, Pages, PagesError};
-use crate::unit::{ByteSize, PAGE_SIZE, PageNumber, PageRange};
+use crate::unit::{ByteSize, PAGE_SIZE, PageNumber, PageRange, length};
 use thiserror::Error;
 
 /// The version that this program writes, and the only one that it reads.
@@ -174,6 +174,23 @@ impl Index {
     /// The files that are in chunks: the memory, and then each drive that is in the snapshot, as the manifest has them.
     pub fn streams(&self) -> &[Stream] {
         &self.streams
+    }
+
+    /// How many bytes it has as a file, without its manifest, which is short.
+    pub(super) fn size(&self) -> u64 {
+        let extents = self.streams.iter().map(|stream| stream.extents.len());
+        let parts = [
+            (self.packs.len(), PACK),
+            (self.chunks.len(), CHUNK),
+            (self.streams.len(), STREAM),
+            (extents.sum(), EXTENT),
+            (self.vmstate.len(), 1),
+            (self.working_set.len(), 1),
+        ];
+        parts
+            .map(|(count, bytes)| length(count * bytes))
+            .iter()
+            .sum()
     }
 
     /// The bytes that its chunks take in their packs.

@@ -6,14 +6,14 @@ use crate::layout::{InvalidName, Root, SnapshotId, SnapshotName};
 use crate::manifest::Backing;
 use crate::packed::cache::Cache;
 use crate::packed::fetch::{Fetch, FetchError};
-use crate::packed::index::{Chunk, Index};
+use crate::packed::index::{Chunk, Index, MAX_INDEX};
 use crate::packed::objects::Object;
 use crate::packed::repository::{Counter, IndexFault, Report, Repository};
 use crate::packed::unpack::{Import, ImportError};
 use crate::publish::BeginError;
 use crate::snapshot::OpenError;
 use crate::store::Store;
-use crate::unit::length;
+use crate::unit::{ByteSize, length};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -65,6 +65,28 @@ pub enum PullError {
     /// What it builds on does not end.
     #[error("snapshot {id} builds on more than {MAX_LAYERS} others, or on itself")]
     Endless {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// What it builds on is of another memory.
+    #[error(
+        "snapshot {id} has {actual} bytes of memory, and {tip}, which builds on it, {expected}"
+    )]
+    Memory {
+        /// What it builds on.
+        id: SnapshotId,
+        /// The size of its memory.
+        actual: ByteSize,
+        /// The snapshot.
+        tip: SnapshotId,
+        /// The size of its memory.
+        expected: ByteSize,
+    },
+    /// It takes too much to know where all its pages are.
+    #[error(
+        "the indexes of snapshot {id} and of what it builds on take more than {MAX_INDEX} bytes"
+    )]
+    TooLarge {
         /// The snapshot.
         id: SnapshotId,
     },
@@ -173,6 +195,8 @@ impl Repository {
     ) -> Result<Vec<Arc<Index>>, PullError> {
         let mut found: Vec<Arc<Index>> = Vec::new();
         let mut next = Some(tip);
+        // As much as one index may have is enough for all.
+        let mut left = MAX_INDEX.get();
         while let Some(id) = next {
             if is_here(id) {
                 break;
@@ -191,6 +215,21 @@ impl Repository {
                 },
                 _ => self.no_such(&id.to_string()),
             })?;
+            let expected = found.first().map(|tip| tip.manifest().memory.size);
+            let actual = index.manifest().memory.size;
+            if let Some(expected) = expected
+                && actual != expected
+            {
+                return Err(PullError::Memory {
+                    id,
+                    actual,
+                    tip,
+                    expected,
+                });
+            }
+            left = left
+                .checked_sub(index.size())
+                .ok_or(PullError::TooLarge { id: tip })?;
             next = index.manifest().parent();
             found.push(Arc::new(index));
         }

@@ -18,7 +18,7 @@ use crate::snapshot::{LeaseError, Snapshot};
 use crate::store::{ChainError, Store};
 use crate::unit::length;
 use crate::verify::VerifyError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use thiserror::Error;
@@ -83,6 +83,14 @@ pub enum PushError {
         /// The repository.
         place: String,
     },
+    /// It was there once.
+    #[error("{index} needs {pack}, which is lost; remove the first, and push again")]
+    Lost {
+        /// The index of the snapshot there.
+        index: String,
+        /// A pack that it needs.
+        pack: String,
+    },
     /// Another snapshot has the name there.
     #[error(
         "the name {name} is that of another snapshot in {place}; push it under another one with --name"
@@ -123,7 +131,11 @@ impl Repository {
             match self.index(snapshot.id())? {
                 Some(index) => {
                     self.check_same(snapshot.manifest(), index.manifest())?;
-                    known.add(&index);
+                    // What nobody can read is put again, and nothing is built on it.
+                    match self.lost_pack(&index)? {
+                        None => known.add(&index),
+                        Some(_) => missing.push(snapshot),
+                    }
                 }
                 None => missing.push(snapshot),
             }
@@ -159,16 +171,47 @@ impl Repository {
         snapshot
             .verify()
             .map_err(|source| PushError::Damaged { id, source })?;
-        let (index, mut put) = self.put_packs(snapshot, known, counter)?;
+        let (index, put) = self.put_packs(snapshot, known, counter)?;
         let bytes = index
             .to_bytes()
             .map_err(|source| PushError::Manifest { id, source })?;
         let size = length(bytes.len());
-        // Whoever was faster wrote one that is as good.
         if self.objects.put(&Object::Snapshot(id), bytes)? == Put::New {
-            put += size;
+            return Ok((index, put + size));
         }
-        Ok((index, put))
+        // Whoever was faster wrote one that is as good, unless its packs were lost since and are not those that were put now.
+        let theirs = self.index(id)?.unwrap_or(index);
+        match self.lost_pack(&theirs)? {
+            None => Ok((theirs, put)),
+            Some(pack) => Err(PushError::Lost {
+                index: self.objects.url(&Object::Snapshot(id)),
+                pack,
+            }),
+        }
+    }
+
+    /// One of the packs of an index that is not there, or cut off; `None` if there is none.
+    fn lost_pack(&self, index: &Index) -> Result<Option<String>, ObjectError> {
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(Ok(None));
+        let look = || {
+            while let Some(pack) = index.packs().get(next.fetch_add(1, Ordering::Relaxed)) {
+                let object = Object::Pack(pack.name);
+                let lost = match self.objects.size(&object) {
+                    Ok(size) if size == Some(pack.size.into()) => continue,
+                    Ok(_) => Ok(Some(self.objects.url(&object))),
+                    Err(error) => Err(error),
+                };
+                next.store(index.packs().len(), Ordering::Relaxed);
+                *found.lock().expect("nobody panics with it") = lost;
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..self.objects.at_once().min(index.packs().len()) {
+                scope.spawn(look);
+            }
+        });
+        found.into_inner().expect("nobody panics with it")
     }
 
     /// Puts the packs while they are made.

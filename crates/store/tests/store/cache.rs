@@ -1,7 +1,9 @@
 use crate::fixture::{Fixture, assert_same, lineage, push};
 use rekindle_store::packed::{Cache, Repository};
 use rekindle_store::unit::ByteSize;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 const PLENTY: ByteSize = ByteSize::new(1 << 30);
 
@@ -61,12 +63,33 @@ fn what_is_damaged_in_the_cache_is_fetched_again() {
 }
 
 #[test]
+fn what_is_asked_for_stays_though_it_is_not_read() {
+    let (temp, here, there) = pulled();
+    let all = cached(&there);
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    for path in &all {
+        File::open(path).unwrap().set_modified(old).unwrap();
+    }
+    let id = here.store.resolve("base").unwrap();
+    let index = Repository::directory(temp.path())
+        .index(id)
+        .unwrap()
+        .unwrap();
+    let wanted = &index.chunks()[0];
+    let cache = Cache::open(there.store.root(), ByteSize::new(wanted.raw_size())).unwrap();
+    assert!(cache.has(wanted));
+    cache.trim();
+    assert!(cache.has(wanted));
+    assert_eq!(cached(&there).len(), 1);
+}
+
+#[test]
 fn the_cache_is_bounded_and_what_was_wanted_last_stays() {
     let (_temp, _here, there) = pulled();
     let all = cached(&there);
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let old = SystemTime::now() - Duration::from_secs(3600);
     for path in &all[1..] {
-        let file = std::fs::File::options().append(true).open(path).unwrap();
+        let file = File::options().append(true).open(path).unwrap();
         file.set_modified(old).unwrap();
     }
     let first = all[0].metadata().unwrap().len();

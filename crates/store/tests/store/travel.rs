@@ -188,12 +188,28 @@ fn a_pack_that_is_damaged_cut_off_or_missing_is_named_and_pushed_again() {
         assert!(error.contains(pack.to_str().unwrap()), "{error}");
         assert_eq!(there.entries(), [""; 0]);
     }
-    std::fs::write(&pack, &good[..10]).unwrap();
-    std::fs::remove_dir_all(path.join("snapshots")).unwrap();
-    push(&here, &path, "base").unwrap();
-    assert_eq!(std::fs::read(&pack).unwrap(), good);
+    for bytes in [Some(&good[..10]), None] {
+        match bytes {
+            Some(bytes) => std::fs::write(&pack, bytes).unwrap(),
+            None => std::fs::remove_file(&pack).unwrap(),
+        }
+        push(&here, &path, "base").unwrap();
+        assert_eq!(std::fs::read(&pack).unwrap(), good);
+    }
     pull(&there, &path, "base").unwrap();
     assert_same(&base, &there);
+}
+
+#[test]
+fn nothing_is_built_on_what_was_lost() {
+    let (_temp, path) = place();
+    let (here, there) = (Fixture::new(), Fixture::new());
+    let [_, tip] = lineage(&here);
+    push(&here, &path, "base").unwrap();
+    fs::remove_file(only_file(&path.join("packs"))).unwrap();
+    assert_eq!(push(&here, &path, "tip").unwrap().snapshots, 2);
+    pull(&there, &path, "tip").unwrap();
+    assert_same(&tip, &there);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::{Request, Response};
+use hyper::header::CONTENT_LENGTH;
+use hyper::{Request, Response, StatusCode};
 use rekindle_kit::dice::Dice;
 use s3s::service::S3Service;
 
@@ -19,10 +20,14 @@ use s3s::service::S3Service;
 pub enum Fault {
     /// The store has an internal error.
     Internal,
+    /// The store is asked too much.
+    Busy,
     /// The connection is reset before the answer.
     Reset,
     /// The answer ends half way.
     CutOff,
+    /// A part of an object has fewer bytes than the answer says, and nothing else is wrong with it.
+    Short,
     /// A byte of the answer is another.
     Wrong,
     /// No answer comes.
@@ -31,10 +36,12 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 5] = [
+    pub const ALL: [Fault; 7] = [
         Fault::Internal,
+        Fault::Busy,
         Fault::Reset,
         Fault::CutOff,
+        Fault::Short,
         Fault::Wrong,
         Fault::Silence,
     ];
@@ -112,17 +119,14 @@ impl Line {
         match fault {
             Some(Fault::Silence) => return pending().await,
             Some(Fault::Reset) if any % 2 == 0 => return Err(reset()),
-            Some(Fault::Internal) => {
-                let mut answer = Response::new(Cut::whole(Bytes::from_static(b"oh")));
-                *answer.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
-                return Ok(answer);
-            }
+            Some(Fault::Internal) => return Ok(bare(StatusCode::INTERNAL_SERVER_ERROR)),
+            Some(Fault::Busy) => return Ok(bare(StatusCode::TOO_MANY_REQUESTS)),
             _ => {}
         }
         let is_pack = request.uri().path().contains("/packs/");
         let answer = service.call(request.map(s3s::Body::from)).await;
         let answer = answer.map_err(|error| io::Error::other(format!("{error:?}")))?;
-        let (head, body) = answer.into_parts();
+        let (mut head, body) = answer.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         if is_pack {
             let size = body.len().try_into().unwrap_or(0);
@@ -136,6 +140,11 @@ impl Line {
                 rest: Some(body.slice(..any % body.len())),
                 breaks: true,
             },
+            Some(Fault::Short) if head.status == StatusCode::PARTIAL_CONTENT => {
+                let left = any % body.len().max(1);
+                head.headers.insert(CONTENT_LENGTH, left.into());
+                Cut::whole(body.slice(..left))
+            }
             Some(Fault::Wrong) if !body.is_empty() => {
                 let mut bytes = body.to_vec();
                 let at = any % bytes.len();
@@ -146,6 +155,12 @@ impl Line {
         };
         Ok(Response::from_parts(head, cut))
     }
+}
+
+fn bare(status: StatusCode) -> Response<Cut> {
+    let mut answer = Response::new(Cut::whole(Bytes::from_static(b"oh")));
+    *answer.status_mut() = status;
+    answer
 }
 
 fn reset() -> io::Error {

@@ -434,7 +434,11 @@ fn gone_for_good(rekindle: &Rekindle) -> anyhow::Result<()> {
         let _ = fs::remove_dir_all(elsewhere.state().join("cache"));
         Ok(())
     };
-    for (name, fault) in [("silent", Fault::Silence), ("ill", Fault::Internal)] {
+    for (name, fault) in [
+        ("silent", Fault::Silence),
+        ("ill", Fault::Internal),
+        ("busy", Fault::Busy),
+    ] {
         restore(name)?;
         s3.line().goes_wrong(100, &[fault]);
         ends_with(name, "there was no good answer")?;
