@@ -28,6 +28,9 @@ const THREADS: usize = 16;
 /// So many of them at the most for what nobody waits for.
 const LATER: usize = 8;
 
+/// After so many looks into the cache for what may not have to be fetched, whoever waits for the queue is let in.
+const MOST_LOOKS: usize = 512;
+
 /// A chunk: the number of its layer's index, and its own in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -250,12 +253,21 @@ impl Shared {
             if queue.closed {
                 return;
             }
-            let Some((layer, run, haste)) = self.next(&mut queue) else {
-                queue = self
-                    .more
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
+            let (layer, run, haste) = match self.next(&mut queue) {
+                Next::Run(layer, run, haste) => (layer, run, haste),
+                Next::Nothing => {
+                    queue = self
+                        .more
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+                Next::Perhaps => {
+                    drop(queue);
+                    thread::yield_now();
+                    queue = self.queue();
+                    continue;
+                }
             };
             drop(queue);
             self.fetch(UnderWay {
@@ -271,12 +283,15 @@ impl Shared {
     }
 
     /// What to ask for next: the first chunk in the row, with those in the row that lie behind it.
-    fn next(&self, queue: &mut Queue) -> Option<(u8, Run, Haste)> {
-        loop {
+    fn next(&self, queue: &mut Queue) -> Next {
+        for _ in 0..MOST_LOOKS {
             let (haste, key) = match queue.urgent.pop_front() {
                 Some(key) => (Haste::Urgent, key),
-                None if queue.later_under_way == LATER => return None,
-                None => (Haste::Later, queue.later.pop_front()?),
+                None if queue.later_under_way == LATER => return Next::Nothing,
+                None => match queue.later.pop_front() {
+                    Some(key) => (Haste::Later, key),
+                    None => return Next::Nothing,
+                },
             };
             if !self.is_wanted(queue, key) {
                 continue;
@@ -289,7 +304,8 @@ impl Shared {
                 Haste::Later => &mut queue.later,
             };
             let mut row = std::mem::take(row);
-            while let Some(&next) = row.front() {
+            for _ in 0..MOST_LOOKS {
+                let Some(&next) = row.front() else { break };
                 if self.is_wanted(queue, next) {
                     if next.layer != key.layer || !run.take_in(index, next.chunk) {
                         break;
@@ -303,8 +319,9 @@ impl Shared {
                 Haste::Later => queue.later = row,
             }
             queue.later_under_way += usize::from(haste == Haste::Later);
-            return Some((key.layer, run, haste));
+            return Next::Run(key.layer, run, haste);
         }
+        Next::Perhaps
     }
 
     /// Whether a chunk that stands in a row has to be fetched still.
@@ -354,6 +371,16 @@ impl Shared {
             reply(raw.clone());
         }
     }
+}
+
+/// What there is to do.
+enum Next {
+    /// To ask for this, of that layer.
+    Run(u8, Run, Haste),
+    /// Nothing, until something is wanted.
+    Nothing,
+    /// That is not known yet.
+    Perhaps,
 }
 
 /// A request. However it ends, nobody waits for it for ever: what has not come by then does not come.
