@@ -226,6 +226,10 @@ impl Bucket {
             Refusal::NotThere => ObjectError::Missing {
                 url: self.url(object),
             },
+            Refusal::Shorter => ObjectError::Length {
+                url: self.url(object),
+                expected: size,
+            },
             refusal => ObjectError::Remote {
                 action,
                 url: self.url(object),

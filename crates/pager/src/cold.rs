@@ -119,11 +119,74 @@ fn read_all(
         else {
             return;
         };
-        let (out, wake) = (out.clone(), Arc::clone(wake));
-        backing.fetch(offset, bytes, kind.into(), move |bytes| {
-            // Once the server has ended nobody wants it.
-            let _ = out.send(Done { run, kind, bytes });
-            let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
+        let mut owed = Owed {
+            run,
+            kind,
+            out: out.clone(),
+            wake: Arc::clone(wake),
+            is_paid: false,
+        };
+        backing.fetch(offset, bytes, kind.into(), move |bytes| owed.pay(bytes));
+    }
+}
+
+/// Pages that the server waits for. However their reading ends, it does not wait for ever.
+struct Owed {
+    run: PageRun,
+    kind: Kind,
+    out: Sender<Done>,
+    wake: Arc<OwnedFd>,
+    is_paid: bool,
+}
+
+impl Owed {
+    fn pay(&mut self, bytes: Result<Vec<u8>, KillReason>) {
+        let (run, kind) = (self.run, self.kind);
+        self.is_paid = true;
+        // Once the server has ended nobody wants it.
+        let _ = self.out.send(Done { run, kind, bytes });
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.is_paid {
+            self.pay(Err(KillReason::Unfetched {
+                page: self.run.first.get(),
+                said: "the thread that read it panicked".to_owned(),
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unit::PageIndex;
+
+    #[test]
+    fn what_nobody_reads_to_the_end_is_answered_all_the_same() {
+        let (out, done) = channel();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        let owed = Owed {
+            run: PageRun {
+                first: PageIndex::new(7),
+                count: 1,
+            },
+            kind: Kind::Demand,
+            out,
+            wake: Arc::clone(&wake),
+            is_paid: false,
+        };
+        let dies = thread::spawn(move || {
+            let _owed = owed;
+            panic!("on purpose");
         });
+        assert!(dies.join().is_err());
+        let Done { bytes, .. } = done.try_recv().unwrap();
+        assert!(matches!(bytes, Err(KillReason::Unfetched { page: 7, .. })));
+        assert_eq!(rustix::io::read(&*wake, &mut [0; 8]), Ok(8));
+        assert!(done.try_recv().is_err());
     }
 }

@@ -273,7 +273,12 @@ impl Packed {
         let together = pages >= TOGETHER * keys.len();
         self.far.bring(keys);
         if self.prefetch == Prefetch::All {
-            let mut keys: Vec<Key> = (0..length(codes.len())).filter_map(key).collect();
+            let mut keys: Vec<Key> = Vec::new();
+            for key in (0..length(codes.len())).filter_map(key) {
+                if keys.last() != Some(&key) {
+                    keys.push(key);
+                }
+            }
             keys.sort_unstable_by_key(|key| (key.layer, key.chunk));
             keys.dedup();
             self.far.bring(keys);

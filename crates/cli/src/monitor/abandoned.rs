@@ -1,6 +1,6 @@
 //! VMs that nobody looks after and of which nothing runs: what `gc` may remove.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rekindle_engine::Engine;
 use rekindle_engine::store::VmName;
 use rekindle_engine::store::collect::Mode;
@@ -54,8 +54,8 @@ fn judge(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Standing> {
     };
     Ok(match Record::read(dir) {
         Ok(record) => {
-            let runs = !find_by_id(&record.id).unwrap_or_default().is_empty();
-            standing(&record, runs)
+            let runs = find_by_id(&record.id).context("cannot look for what runs of it")?;
+            standing(&record, !runs.is_empty())
         }
         Err(RecordError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             cut_short(!workers_in(dir).is_empty())

@@ -126,7 +126,9 @@ fn look_once(engine: &Engine, name: &VmName, dir: &VmDir) -> Result<Option<Truth
     }
     block_on(async {
         if let Some(record) = &record {
-            end_leftovers(record).await;
+            end_leftovers(record)
+                .await
+                .context("cannot look for the processes of the VM")?;
         }
         end_workers_in(dir).await;
         Ok(())

@@ -13,6 +13,9 @@ pub enum Refusal {
     /// The object is not there.
     #[error("it is not there")]
     NotThere,
+    /// It ends before what was asked for.
+    #[error("it is shorter")]
+    Shorter,
     /// Nor is its bucket.
     #[error(
         "there is no such bucket ({said}); it must be made first, and the region must be its own"
@@ -96,6 +99,7 @@ impl Refusal {
             Error::Generic { .. } if PASSING.iter().any(|sign| text.contains(sign)) => {
                 Self::Unwell { said }
             }
+            Error::Generic { .. } if text.contains("status code: 416") => Self::Shorter,
             Error::Generic { .. } if text.contains("status code: 4") => Self::Wrong { said },
             Error::Generic { .. } if text.contains("Received redirect") => Self::Wrong { said },
             Error::Generic { .. } => Self::Unwell { said },
@@ -238,6 +242,8 @@ mod tests {
             })
         };
         assert!(matches!(missing("404"), Refusal::NotThere));
+        let beyond = "status code: 416 Requested Range Not Satisfiable: <Code>InvalidRange</Code>";
+        assert!(matches!(Refusal::of(generic(beyond)), Refusal::Shorter));
         assert!(matches!(
             missing("<Code>NoSuchBucket</Code>"),
             Refusal::NoBucket { .. }

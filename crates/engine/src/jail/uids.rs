@@ -1,10 +1,12 @@
-//! A user for each jailed VM, that no other VM of this host has: a link a user, whose making the kernel lets one succeed.
+//! A user for each jailed VM, that no other VM of this state directory has: a link a user, whose making the kernel lets one succeed.
 
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
 
 use super::JAIL;
 use crate::vm::dir::VmDir;
@@ -67,6 +69,9 @@ pub(super) fn take(dir: &VmDir) -> Result<u32, UidError> {
 fn take_of(dir: &VmDir, range: &RangeInclusive<u32>) -> Result<u32, UidError> {
     let folder = dir.uids();
     let count = range.end() - range.start() + 1;
+    // Of two that find one whose VM is gone, the second would take away what the first has made of it.
+    let alone = fs::File::open(&folder).map_err(at(&folder))?;
+    rustix::fs::flock(&alone, FlockOperation::LockExclusive).map_err(|e| at(&folder)(e.into()))?;
     // Begun anywhere, so that as a rule the first is free, and that other installations' are elsewhere.
     let mut begin = [0; 4];
     let _ = rustix::rand::getrandom(&mut begin, rustix::rand::GetRandomFlags::empty());

@@ -39,6 +39,7 @@ use self::plan::Nat;
 use self::policy::{PolicyError, Published};
 pub use self::taps::TapError;
 pub(crate) use self::taps::check as check_tap;
+use crate::vm::dir::DirError;
 use crate::vm::record::Record;
 
 /// Says whether this host forwards IPv4 packets.
@@ -82,6 +83,9 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
+    /// The VMs that there are cannot be looked at.
+    #[error(transparent)]
+    Dir(#[from] DirError),
     /// What is made could not be written down.
     #[error("cannot write down the network in {path}")]
     Note {

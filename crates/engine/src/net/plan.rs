@@ -33,7 +33,7 @@ const GUEST_V6: u128 = 0xfd72_656b_696e << 80;
 const UPLINK_V6: u128 = 0xfd72_656b_696f << 80;
 
 /// Where no guest gets, whatever its policy says. Beside these, a guest reaches no other guest and not its host.
-const NEVER: [&str; 7] = [
+const NEVER: [&str; 10] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     // Where clouds tell a machine's secrets, and other things that are no further away than a cable.
@@ -42,8 +42,11 @@ const NEVER: [&str; 7] = [
     "224.0.0.0/3",
     "fe80::/10",
     "ff00::/8",
-    // Amazon's IPv6 address for the same secrets.
-    "fd00:ec2::254/128",
+    // The same secrets at other addresses: Amazon's, Google's, Scaleway's, Alibaba's.
+    "fd00:ec2::/32",
+    "fd20:ce::254/128",
+    "fd00:42::42/128",
+    "100.100.100.200/32",
 ];
 
 /// A network that is asked for.
@@ -236,13 +239,11 @@ pub(crate) fn outside(name: &str, nat: &Nat, pair: &Pair) -> Table {
         otherwise: Otherwise::Accept,
         rules,
     };
-    let published = || {
-        nat.policy
-            .publish
-            .iter()
-            .flat_map(|one| redirect(one, pair))
-    };
-    let arriving = published().map(|mut rule| {
+    // To a loopback address the host's own programs alone send, by `sending`. What arrives for one is from a neighbour on
+    // the cable, and would be led on before the kernel asks what it is doing there.
+    let is_loopback = |one: &&Published| one.host.is_some_and(|host| host.is_loopback());
+    let open = nat.policy.publish.iter().filter(|one| !is_loopback(one));
+    let arriving = open.flat_map(|one| redirect(one, pair)).map(|mut rule| {
         // Other guests do not get here by way of the host.
         rule.matches.insert(0, Match::NotFromAny(PREFIX));
         rule
@@ -250,7 +251,12 @@ pub(crate) fn outside(name: &str, nat: &Nat, pair: &Pair) -> Table {
     // From ::1 no packet gets out. So a program that asks there is refused, and goes on to ask at 127.0.0.1.
     let loopback = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
     let mut sending = vec![rule([Match::Destination(loopback)], Action::Accept)];
-    sending.extend(published());
+    sending.extend(
+        nat.policy
+            .publish
+            .iter()
+            .flat_map(|one| redirect(one, pair)),
+    );
     Table {
         name: name.to_owned(),
         chains: vec![
@@ -414,7 +420,9 @@ mod tests {
             for net in [
                 "ip daddr 169.254.0.0/16 drop",
                 "ip daddr 198.18.0.0/15 drop",
-                "ip6 daddr fd00:ec2::254/128 drop",
+                "ip6 daddr fd00:ec2::/32 drop",
+                "ip6 daddr fd20:ce::254/128 drop",
+                "ip daddr 100.100.100.200/32 drop",
                 "ip saddr != 172.16.0.2 drop",
             ] {
                 let net = rules
@@ -485,7 +493,6 @@ table inet rkabcde01234567 {
   chain prerouting { policy accept
     iifname != rk* meta nfproto ipv4 fib daddr type local meta l4proto tcp th dport 8080 dnat to 198.18.0.7:80
     iifname != rk* meta nfproto ipv6 fib daddr type local meta l4proto tcp th dport 8080 dnat to [fd72:656b:696f::7]:80
-    iifname != rk* meta nfproto ipv4 ip daddr 127.0.0.1/32 meta l4proto udp th dport 53 dnat to 198.18.0.7:53
   }
   chain output { policy accept
     ip6 daddr ::1/128 accept

@@ -5,7 +5,7 @@ use rekindle_store::Root;
 
 use super::attachment::{Connection, of_installation, remove};
 use super::{NetError, check_rights};
-use crate::vm::dir::VmDir;
+use crate::vm::dir::{DirError, VmDir};
 
 /// What to do about what is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,13 @@ pub fn sweep(root: &Root, mode: Mode) -> Result<Vec<String>, NetError> {
     }
     // The kernel first: whatever there is now was written down before.
     let mut names = of_installation(root.installation())?;
-    for vm in VmDir::list(root).unwrap_or_default() {
-        let known = VmDir::open(root, &vm)
-            .ok()
-            .and_then(|dir| Connection::read(&dir).ok());
-        if let Some(known) = known.flatten() {
+    // What cannot be looked at is not taken for what is not there.
+    for vm in VmDir::list(root)? {
+        let dir = match VmDir::open(root, &vm) {
+            Err(DirError::Missing { .. }) => continue,
+            opened => opened?,
+        };
+        if let Some(known) = Connection::read(&dir)? {
             names.retain(|name| *name != known.name);
         }
     }

@@ -53,6 +53,9 @@ pub enum AdoptError {
     /// It was found, and then could not be set right.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// What is left of it cannot be looked for.
+    #[error("cannot look for the processes of the VM")]
+    Look(#[source] io::Error),
     /// A process could not be watched.
     #[error("cannot watch the processes of the VM")]
     Watch(#[source] IdentifyError),
@@ -78,7 +81,7 @@ pub async fn adopt(
     };
     if record.purpose == Purpose::Rehearsal {
         // It was to be ended in any case. Whoever was told to rehearse may begin anew.
-        end_leftovers(&record).await;
+        end_leftovers(&record).await.map_err(AdoptError::Look)?;
         clear(claim.dir())?;
         claim.on_drop(claim::OnDrop::Remove);
         return Ok(Adopted::Unfinished(claim));
@@ -86,7 +89,7 @@ pub async fn adopt(
     match &record.state {
         State::Stopped | State::Failed(_) => Ok(Adopted::Over(Box::new(record))),
         State::Configured => {
-            end_leftovers(&record).await;
+            end_leftovers(&record).await.map_err(AdoptError::Look)?;
             clear(claim.dir())?;
             claim.on_drop(claim::OnDrop::Remove);
             Ok(Adopted::Unfinished(claim))
@@ -100,7 +103,7 @@ pub async fn adopt(
                 }
                 None => {
                     let what = missing(&record);
-                    end_leftovers(&record).await;
+                    end_leftovers(&record).await.map_err(AdoptError::Look)?;
                     let held = leases(engine, &record);
                     collect_left(claim.dir());
                     drop(held);
@@ -286,13 +289,17 @@ fn missing(record: &Record) -> String {
 }
 
 /// Kills whatever carries the VM's id, also what was started and never written down.
-pub async fn end_leftovers(record: &Record) {
-    for process in find_by_id(&record.id).unwrap_or_default() {
+///
+/// # Errors
+/// If the processes of this host cannot be listed.
+pub async fn end_leftovers(record: &Record) -> io::Result<()> {
+    for process in find_by_id(&record.id)? {
         if let Ok(pidfd) = process.open_pidfd() {
             let _ = pidfd.kill();
             let _ = pidfd.exited().await;
         }
     }
+    Ok(())
 }
 
 /// Kills the workers of a VM whose record cannot be read: processes that carry an `--id` and work in its

@@ -237,15 +237,12 @@ impl VmDir {
     pub fn list(root: &Root) -> Result<Vec<VmName>, DirError> {
         let vms = root.vms();
         let entries = std::fs::read_dir(&vms).map_err(|e| DirError::io(&vms, e))?;
-        let mut names: Vec<VmName> = entries
-            .flatten()
-            .filter_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| name.parse().ok())
-            })
-            .collect();
+        let mut names: Vec<VmName> = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| DirError::io(&vms, e))?;
+            let name = entry.file_name();
+            names.extend(name.to_str().and_then(|name| name.parse().ok()));
+        }
         names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         Ok(names)
     }

@@ -28,6 +28,9 @@ pub enum StopError {
     /// Somebody owns it, or its directory cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
+    /// What is left of it cannot be looked for.
+    #[error("cannot look for the processes of the VM")]
+    Look(#[source] std::io::Error),
     /// Its record cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -41,7 +44,7 @@ pub async fn stop_unowned(dir: VmDir) -> Result<State, StopError> {
     if record.state.is_over() {
         return Ok(record.state);
     }
-    end_leftovers(&record).await;
+    end_leftovers(&record).await.map_err(StopError::Look)?;
     end_workers_in(claim.dir()).await;
     // Output is no reason to leave the VM undone.
     if let Ok(mut console) = Console::open(claim.dir()) {

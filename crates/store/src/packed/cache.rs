@@ -57,7 +57,8 @@ impl Cache {
             return None;
         }
         wanted(&file);
-        Some(raw)
+        // Two indexes may say different things of one digest. One of them lies, and not the file.
+        (length(raw.len()) == chunk.raw_size()).then_some(raw)
     }
 
     /// The same, if it can be had without waiting for a disk.
@@ -99,7 +100,14 @@ impl Cache {
     /// Keeps the index that is at a URL, if there is room.
     pub(super) fn put_index(&self, url: &str, bytes: &[u8]) {
         // One that is not kept is fetched again.
-        let _ = put_new(&self.index_path(url), bytes, Durable::No);
+        if put_new(&self.index_path(url), bytes, Durable::No).is_ok() {
+            self.grew(length(bytes.len()));
+        }
+    }
+
+    /// Forgets the index that is at a URL: it may not be the one that is there now.
+    pub(super) fn forget_index(&self, url: &str) {
+        let _ = std::fs::remove_file(self.index_path(url));
     }
 
     fn index_path(&self, url: &str) -> PathBuf {
@@ -109,11 +117,14 @@ impl Cache {
 
     /// Keeps the pages of a chunk, which were proven, if there is room.
     pub fn put(&self, chunk: &Chunk, raw: &[u8]) {
-        if put_new(&self.path(chunk), raw, Durable::No).is_err() {
-            return;
+        if put_new(&self.path(chunk), raw, Durable::No).is_ok() {
+            self.grew(length(raw.len()));
         }
-        let before = self.put.fetch_add(length(raw.len()), Ordering::Relaxed);
-        if (before + length(raw.len())) / LOOK_AFTER > before / LOOK_AFTER {
+    }
+
+    fn grew(&self, by: u64) {
+        let before = self.put.fetch_add(by, Ordering::Relaxed);
+        if (before + by) / LOOK_AFTER > before / LOOK_AFTER {
             self.trim();
         }
     }

@@ -9,6 +9,7 @@ use crate::packed::objects::{Object, ObjectError, Objects, Put};
 use crate::unit::{index, length};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::num::NonZero;
@@ -16,7 +17,6 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 /// A directory that holds a repository.
@@ -146,16 +146,15 @@ pub(super) fn put_new(path: &Path, bytes: &[u8], durable: Durable) -> Result<Put
     Ok(Put::New)
 }
 
-/// How many files this process has put under another name first: two threads may put the same one.
-static PUT: AtomicU64 = AtomicU64::new(0);
-
 /// The same where no file can be without a name: under another one first, which a kill leaves behind.
 fn put_named(path: &Path, bytes: &[u8], durable: Durable) -> Result<Put, FileError> {
     let own = path.file_name().unwrap_or_default().to_string_lossy();
-    let nth = PUT.fetch_add(1, Ordering::Relaxed);
-    let other = path.with_file_name(format!(".{own}.{}.{nth}", std::process::id()));
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Of all processes of all hosts that have the directory nobody else has it.
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, GetRandomFlags::empty()).at("name", path)?;
+    let random = u128::from_ne_bytes(random);
+    let other = path.with_file_name(format!(".{own}.{random:032x}"));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(&other, flags, Mode::RUSR | Mode::WUSR).at("create", &other)?;
     let put = fill(&file.into(), bytes, durable, &other).and_then(|()| name(&other, path));
     std::fs::remove_file(&other).at("remove", &other)?;

@@ -23,6 +23,9 @@ const GAP: u64 = 64 << 10;
 /// Who takes a chunk, by its number; asked from several threads.
 pub type Take<'a, E> = &'a (dyn Fn(u32, &[u8]) -> Result<(), E> + Sync);
 
+/// The pages of a chunk, proven, or why that cannot be had.
+pub type Fetched = Result<Arc<Vec<u8>>, FetchError>;
+
 /// Where chunks are fetched from.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetch<'a> {
@@ -106,7 +109,7 @@ impl Fetch<'_> {
     }
 
     fn run<E: From<FetchError>>(&self, of: &Index, run: &Run, take: Take<'_, E>) -> Result<(), E> {
-        self.together(of, run, &mut |number, raw| take(number, &*raw?))
+        self.together(of, run, &mut |number, raw| take(number, &raw?))
     }
 
     /// Gives each chunk of a run to `take`, proven, or why that one cannot be had: what came well first, before it is kept
@@ -118,15 +121,11 @@ impl Fetch<'_> {
         &self,
         of: &Index,
         run: &Run,
-        take: &mut dyn FnMut(u32, Result<Arc<Vec<u8>>, FetchError>) -> Result<(), E>,
+        take: &mut dyn FnMut(u32, Fetched) -> Result<(), E>,
     ) -> Result<(), E> {
         let pack = pack(of, run.pack);
-        let bytes = self
-            .objects
-            .read(&pack, run.range.clone())
-            .map_err(FetchError::from)?;
-        let mut give = |number: u32, raw: Result<Vec<u8>, FetchError>| -> Result<(), E> {
-            let raw = raw.map(Arc::new);
+        let bytes = self.read(of, &pack, run.range.clone())?;
+        let mut give = |number: u32, raw: Fetched| -> Result<(), E> {
             let kept = raw.as_ref().ok().cloned();
             take(number, raw)?;
             if let Some(raw) = kept {
@@ -140,12 +139,12 @@ impl Fetch<'_> {
             let start = at(chunk.range().start - run.range.start);
             let stored = &bytes[start..start + at(chunk.stored.into())];
             match decode(chunk, stored) {
-                Ok(raw) => give(number, Ok(raw))?,
+                Ok(raw) => give(number, Ok(Arc::new(raw)))?,
                 Err(_) => damaged.push(number),
             }
         }
         for number in damaged {
-            give(number, self.one(of, number))?;
+            give(number, self.one(of, number).map(Arc::new))?;
         }
         Ok(())
     }
@@ -166,11 +165,21 @@ impl Fetch<'_> {
     fn one(&self, of: &Index, number: u32) -> Result<Vec<u8>, FetchError> {
         let chunk = &of.chunks()[at(number.into())];
         let pack = pack(of, chunk.pack);
-        let stored = self.objects.read(&pack, chunk.range())?;
+        let stored = self.read(of, &pack, chunk.range())?;
         decode(chunk, stored).map_err(|source| FetchError::Damaged {
             url: self.objects.url(&pack),
             offset: chunk.offset,
             source,
+        })
+    }
+
+    fn read(&self, of: &Index, pack: &Object, range: Range<u64>) -> Result<Vec<u8>, FetchError> {
+        self.objects.read(pack, range).map_err(|error| {
+            // Another index may be there by now, which needs another pack.
+            if let (ObjectError::Missing { .. }, Some(cache)) = (&error, self.cache) {
+                cache.forget_index(&self.objects.url(&Object::Snapshot(of.manifest().id)));
+            }
+            error.into()
         })
     }
 

@@ -29,7 +29,7 @@ mod unpack;
 pub use cache::Cache;
 pub use chunk::{ChunkError, Codec, decode};
 pub use directory::Directory;
-pub use fetch::{Fetch, FetchError, Run, Take};
+pub use fetch::{Fetch, FetchError, Fetched, Run, Take};
 pub use index::{Chunk, Extent, Index, IndexError, MAX_INDEX, PackRef, Place, Stream};
 pub use objects::{Object, ObjectError, Objects, Put};
 pub use outline::{Outline, OutlineError};

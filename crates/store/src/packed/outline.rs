@@ -123,6 +123,10 @@ impl Outline {
     fn fetch_disks(&self, fetch: Fetch<'_>, path: &Path) -> Result<(), OutlineError> {
         let tip = self.tip();
         if tip.streams().len() == 1 {
+            // Nothing else does where all copies fetch little.
+            if let Some(cache) = fetch.cache {
+                cache.trim();
+            }
             return Ok(());
         }
         make_dir(&path.join(DISKS))?;

@@ -1,7 +1,7 @@
 use crate::fixture::{Fixture, assert_same, lineage, push};
-use rekindle_store::packed::{Cache, Repository};
+use rekindle_store::packed::{Cache, Chunk, Directory, Fetch, FetchError, Repository};
 use rekindle_store::unit::ByteSize;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -81,6 +81,59 @@ fn what_is_asked_for_stays_though_it_is_not_read() {
     cache.trim();
     assert!(cache.has(wanted));
     assert_eq!(cached(&there).len(), 1);
+}
+
+#[test]
+fn an_index_that_lies_about_a_chunks_length_is_given_nothing() {
+    let (temp, here, there) = pulled();
+    let id = here.store.resolve("base").unwrap();
+    let index = Repository::directory(temp.path())
+        .index(id)
+        .unwrap()
+        .unwrap();
+    let cache = Cache::open(there.store.root(), PLENTY).unwrap();
+    let honest = index.chunks()[0];
+    let longer = Chunk {
+        pages: honest.pages + 1,
+        ..honest
+    };
+    assert!(cache.get(&longer).is_none() && cache.get_at_once(&longer).is_none());
+    let found = cache.get(&honest).unwrap();
+    assert_eq!(u64::try_from(found.len()).unwrap(), honest.raw_size());
+}
+
+#[test]
+fn an_index_whose_pack_is_not_there_is_asked_for_anew() {
+    let (temp, here, there) = pulled();
+    let cache = Cache::open(there.store.root(), PLENTY).unwrap();
+    let repository = Repository::directory(temp.path());
+    let outline = || repository.outline(there.store.root(), "base", Some(&cache));
+    let indexes = || {
+        cached(&there)
+            .into_iter()
+            .filter(|path| is_index(path))
+            .count()
+    };
+    let first = outline().unwrap();
+    assert_eq!(indexes(), 1);
+    for path in cached(&there).iter().filter(|path| !is_index(path)) {
+        fs::remove_file(path).unwrap();
+    }
+    fs::remove_dir_all(temp.path().join("packs")).unwrap();
+    let objects = Directory::at(temp.path());
+    let fetch = Fetch {
+        objects: &objects,
+        cache: Some(&cache),
+    };
+    let lost = fetch.all::<FetchError>(&first.indexes()[0], &|_, _| Ok(()));
+    assert!(lost.is_err());
+    assert_eq!(indexes(), 0);
+    drop(here);
+}
+
+fn is_index(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("index-"))
 }
 
 #[test]
