@@ -144,6 +144,7 @@ fn a_published_port_leads_into_its_guest_from_everywhere_but_other_guests() {
     assert!(world.internet_reaches_by_udp(host(5353)));
     // Not what is published on loopback only, and not around the host's address.
     assert!(world.internet_misses(host(9090)));
+    assert!(world.internet_misses((address("127.0.0.1"), 9090).into()));
     assert!(world.internet_misses((guest.address(), unpublished.address().port()).into()));
     assert!(world.internet_misses((guest.address(), listening.address().port()).into()));
     assert!(other.misses(host(8080)));
