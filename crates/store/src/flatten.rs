@@ -188,23 +188,18 @@ impl Flat {
         for (number, layer) in layers.into_iter().enumerate() {
             let layer = layer?;
             let layer = layer.borrow();
-            match &mut flat {
-                None if layer.layer() != LayerKind::Full => {
-                    return Err(FlatError::Kind { layer: number }.into());
-                }
-                None => {
-                    let mut base = Self {
-                        memory: layer.memory_size(),
-                        sources: vec![Source::ZERO; index(layer.len().get())],
-                    };
-                    base.put(number, layer)?;
-                    flat = Some(base);
-                }
-                Some(_) if layer.layer() != LayerKind::Diff => {
-                    return Err(FlatError::Kind { layer: number }.into());
-                }
-                Some(flat) => flat.put(number, layer)?,
+            let wanted = match number {
+                0 => LayerKind::Full,
+                _ => LayerKind::Diff,
+            };
+            if layer.layer() != wanted {
+                return Err(FlatError::Kind { layer: number }.into());
             }
+            let flat = flat.get_or_insert_with(|| Self {
+                memory: layer.memory_size(),
+                sources: vec![Source::ZERO; index(layer.len().get())],
+            });
+            flat.put(number, layer)?;
         }
         Ok(flat.ok_or(FlatError::Empty)?)
     }

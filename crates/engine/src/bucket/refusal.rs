@@ -106,9 +106,7 @@ impl Refusal {
             _ => Self::Wrong { said },
         }
     }
-}
 
-impl Refusal {
     /// Of one that is `known` to have had credentials: those that are to be had at an address of the cloud come anew every
     /// few hours, and it may be that address that is unwell.
     pub(super) fn of_a_store(self, known: bool) -> Self {

@@ -242,8 +242,10 @@ pub(crate) fn outside(name: &str, nat: &Nat, pair: &Pair) -> Table {
     // To a loopback address the host's own programs alone send, by `sending`. What arrives for one is from a neighbour on
     // the cable, and would be led on before the kernel asks what it is doing there.
     let is_loopback = |one: &&Published| one.host.is_some_and(|host| host.is_loopback());
-    let open = nat.policy.publish.iter().filter(|one| !is_loopback(one));
-    let arriving = open.flat_map(|one| redirect(one, pair)).map(|mut rule| {
+    let published = || nat.policy.publish.iter();
+    let lead = |one| redirect(one, pair);
+    let open = published().filter(|one| !is_loopback(one));
+    let arriving = open.flat_map(lead).map(|mut rule| {
         // Other guests do not get here by way of the host.
         rule.matches.insert(0, Match::NotFromAny(PREFIX));
         rule
@@ -251,12 +253,7 @@ pub(crate) fn outside(name: &str, nat: &Nat, pair: &Pair) -> Table {
     // From ::1 no packet gets out. So a program that asks there is refused, and goes on to ask at 127.0.0.1.
     let loopback = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
     let mut sending = vec![rule([Match::Destination(loopback)], Action::Accept)];
-    sending.extend(
-        nat.policy
-            .publish
-            .iter()
-            .flat_map(|one| redirect(one, pair)),
-    );
+    sending.extend(published().flat_map(lead));
     Table {
         name: name.to_owned(),
         chains: vec![
